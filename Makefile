@@ -1,0 +1,32 @@
+# make report and make test are all that is needed; both set up .venv first, and do nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help report test lint lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+report: .venv/installed  ## execute assignment1.ipynb on the real data; write assignment1.pdf and assignment1.html
+	$(BIN)/python report.py
+
+test: .venv/installed  ## run the tests (about 6 minutes)
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## check the style of code and notebook
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: .venv/installed  ## compile requirements.in into requirements.txt, all versions pinned
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.txt requirements.in
+
+clean:  ## remove what was made: caches, exports, the environment
+	rm -rf .venv .pytest_cache .ruff_cache data/cache wandb assignment1.html
