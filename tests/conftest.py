@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+import helpers
+
+
+@pytest.fixture(scope="session")
+def small():
+    """300 + 60 + 60 images that can be learnt: class k is bright in its own band of pixels."""
+    rng = np.random.default_rng(7)
+
+    def part(n):
+        y = rng.integers(0, 10, n).astype(np.uint8)
+        x = rng.integers(0, 90, (n, 784))
+        for k in range(10):
+            x[y == k, 78 * k : 78 * (k + 1)] += 120
+        return x.astype(np.uint8), y
+
+    parts = [array for n in (300, 60, 60) for array in part(n)]
+    return helpers.Dataset("fashion_mnist", tuple("abcdefghij"), *parts)
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    return helpers.load_dataset("fashion_mnist")
+
+
+@pytest.fixture
+def tiny_config():
+    def make(**changes):
+        given = {"num_layers": 2, "hidden_size": 9, "batch_size": 32, "epochs": 3}
+        return helpers.Config(**{**given, **changes})
+
+    return make

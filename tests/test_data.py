@@ -1,0 +1,200 @@
+"""The data sets: what is in them, and what happens when a file is stale, damaged or missing."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+import types
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import helpers
+from helpers import InputError, load_dataset
+
+ROOT = Path(helpers.__file__).parent
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A data directory of our own with MNIST in it, and no cache."""
+    shutil.copytree(ROOT / "data" / "mnist", tmp_path / "mnist")
+    shutil.copy(ROOT / "data" / "SHA256SUMS", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fake_decode(monkeypatch):
+    """Decoding counted, and made cheap: image i is all i mod 251, label i mod 10."""
+    calls = []
+
+    def decode(name, data_dir):
+        calls.append(name)
+        i = np.arange(helpers.N)
+        return np.repeat((i % 251).astype(np.uint8), 784).reshape(-1, 784), (i % 10).astype(np.uint8)
+
+    monkeypatch.setattr(helpers, "_decode", decode)
+    return calls
+
+
+# Sums over all pixels of the official archives (60,000 images, then 10,000), computed from the IDX files themselves
+PIXELS = {"fashion_mnist": (3431114169, 573469082), "mnist": (1567298545, 264923200)}
+
+
+def is_mapped(array):
+    """Whether the pixels lie in a file that all processes share."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = array.base
+    return array is not None
+
+
+@pytest.mark.parametrize("name", helpers.DATASETS)
+def test_sizes_types_and_content(name):
+    data = load_dataset(name)
+    assert data.x_train.shape == (54000, 784) and data.x_val.shape == (6000, 784) and data.x_test.shape == (10000, 784)
+    for array in (data.x_train, data.y_train, data.x_val, data.x_test):
+        assert array.dtype == np.uint8 and not array.flags.writeable and is_mapped(array)
+    y = np.concatenate([data.y_train, data.y_val])
+    expected = [6000] * 10 if name == "fashion_mnist" else [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(y).tolist() == expected
+    train_sum, test_sum = PIXELS[name]
+    assert int(data.x_train.sum(dtype=np.int64) + data.x_val.sum(dtype=np.int64)) == train_sum
+    assert int(data.x_test.sum(dtype=np.int64)) == test_sum
+    assert len(data.class_names) == 10 and data.class_names[9] == {"fashion_mnist": "Ankle boot", "mnist": "9"}[name]
+
+
+def test_images_belong_to_their_labels(fashion):
+    """The mean image of each class finds its own class: labels and images were not shuffled apart."""
+    means = np.stack([fashion.x_train[fashion.y_train == k].mean(axis=0) for k in range(10)])
+    distances = ((fashion.x_val[:1000, None] - means) ** 2).sum(axis=2)
+    assert np.mean(distances.argmin(axis=1) == fashion.y_val[:1000]) > 0.6
+
+
+def test_validation_is_held_out_and_depends_on_the_seed_alone(fake_decode, copy):
+    zero, again, one = (load_dataset("mnist", seed, copy) for seed in (0, 0, 1))
+    assert (zero.x_val == again.x_val).all() and (zero.x_val != one.x_val).any()
+    order = np.random.default_rng(0).permutation(60000)
+    assert (zero.y_val == order[54000:] % 10).all() and (zero.x_test[:, 0] == np.arange(60000, 70000) % 251).all()
+    together = np.concatenate([zero.x_train[:, 0], zero.x_val[:, 0]])
+    assert (np.bincount(together) == np.bincount(np.arange(60000) % 251)).all()
+
+
+def test_no_image_is_in_two_parts(fashion):
+    seen = [
+        {hashlib.md5(row.tobytes()).digest() for row in x} for x in (fashion.x_train, fashion.x_val, fashion.x_test)
+    ]
+    assert len(seen[0] & seen[1]) < 5 and len(seen[0] & seen[2]) < 5  # the originals hold a few duplicates themselves
+
+
+def test_the_cache_is_used_and_rebuilt_when_stale_truncated_or_damaged(fake_decode, copy):
+    load_dataset("mnist", 0, copy)
+    load_dataset("mnist", 0, copy)
+    assert len(fake_decode) == 1
+    (path,) = (copy / "cache").iterdir()
+    whole = path.read_bytes()
+    for damage in (whole[:-1], whole[:1000], b"", b"x" * len(whole), whole[:5_000_000] + b"\xff" + whole[5_000_001:]):
+        before = len(fake_decode)
+        path.write_bytes(damage)
+        assert (load_dataset("mnist", 0, copy).x_test[:, 5] == np.arange(60000, 70000) % 251).all()
+        assert len(fake_decode) == before + 1 and path.read_bytes() == whole
+    prepared = copy / "mnist" / "3.0.1" / "features.json"
+    prepared.write_text(prepared.read_text())  # same bytes, but touched
+    before = len(fake_decode)
+    load_dataset("mnist", 0, copy)
+    assert len(fake_decode) == before + 1 and len(list((copy / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ["mnist-train.array_record-00000-of-00001", "features.json", "dataset_info.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_corrupted_prepared_file_is_named_and_never_trained_on(fake_decode, copy, file, damage):
+    load_dataset("mnist", 0, copy)  # a cache of the whole files is there, and must not hide it
+    path = copy / "mnist" / "3.0.1" / file
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    else:
+        i = len(content) // 2
+        path.write_bytes(
+            content[:i] if damage == "truncate" else content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
+        )
+    with pytest.raises(InputError, match=f"{file} is (corrupted|missing)"):
+        load_dataset("mnist", 0, copy)
+    assert fake_decode == ["mnist"]
+
+
+def test_a_file_that_does_not_belong_is_named(fake_decode, copy):
+    (copy / "mnist" / "3.0.1" / "mnist-train.array_record-00001-of-00002").write_bytes(b"extra")
+    with pytest.raises(InputError, match="00001-of-00002 is corrupted"):
+        load_dataset("mnist", 0, copy)
+
+
+def test_missing_data_fails_within_seconds_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as where it is not installed
+    began = time.perf_counter()
+    with pytest.raises(InputError, match="mnist is missing: restore it with git checkout.*install tensorflow") as error:
+        load_dataset("mnist", 0, tmp_path)
+    assert time.perf_counter() - began < 5 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("network", [True, False, "answers 403"])
+def test_missing_data_is_downloaded_where_tensorflow_and_a_network_are_there(
+    tmp_path, monkeypatch, fake_decode, network
+):
+    import tensorflow_datasets as tfds
+
+    class Builder:
+        info = types.SimpleNamespace(homepage="https://example.org")
+
+        def download_and_prepare(self):
+            (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+            (tmp_path / "mnist" / "3.0.1" / "features.json").write_text("{}")
+
+    def urlopen(address, timeout):
+        if network != True:  # noqa: E712
+            code = urllib.error.HTTPError(address, 403, "Forbidden", {}, None)
+            raise code if network else urllib.error.URLError("no route")
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir, file_format: Builder())
+    monkeypatch.setattr(helpers, "urlopen", urlopen)
+    if network:
+        assert load_dataset("mnist", 0, tmp_path).x_train.shape == (54000, 784)
+    else:
+        with pytest.raises(InputError, match="no network to download it"):
+            load_dataset("mnist", 0, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(fake_decode, copy):
+    (copy / "cache").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="will be decoded again next time: cannot write .*cache"):
+        data = load_dataset("mnist", 0, copy)
+    assert data.x_train.shape == (54000, 784)
+
+
+@pytest.mark.parametrize("arguments, named", [(("cifar10",), "dataset is 'cifar10'"), (("mnist", -1), "seed is -1")])
+def test_bad_arguments(arguments, named):
+    with pytest.raises(InputError, match=named):
+        load_dataset(*arguments)
+
+
+def test_two_processes_may_load_for_the_first_time_at_once(copy):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import helpers; d = helpers.load_dataset('mnist', 0, {str(copy)!r}); print(int(d.x_train.sum()))"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [process.communicate(timeout=300)[0] for process in both]
+    data = load_dataset("mnist", 0, copy)
+    assert sums[0] == sums[1] == f"{int(data.x_train.sum())}\n"
+    assert len(list((copy / "cache").iterdir())) == 1
+
+
+def test_the_stock_reader_of_tfds_reads_the_same_images():
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("fashion_mnist", split="test", data_dir=ROOT / "data", download=False)
+    data = load_dataset("fashion_mnist")
+    assert len(source) == 10000
+    for i in (0, 17, 9999):
+        assert (source[i]["image"].ravel() == data.x_test[i]).all() and source[i]["label"] == data.y_test[i]
