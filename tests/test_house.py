@@ -1,0 +1,113 @@
+"""The project itself: its lists agree, its rules hold."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import helpers
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tracked(*patterns):
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / line for line in listed.splitlines() if (ROOT / line).is_file()]
+
+
+def requirements(name):
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def test_the_lock_pins_everything_that_is_asked_for():
+    lock = requirements("requirements.txt")
+    assert all(re.fullmatch(r"==[^,*]+", str(one.specifier)) for one in lock)
+    canonical = lambda name: name.lower().replace("_", "-")  # noqa: E731
+    assert {canonical(one.name) for one in requirements("requirements.in")} <= {canonical(one.name) for one in lock}
+
+
+def test_conda_environment_is_in_step_with_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, rest = environment["dependencies"]
+    assert rest == {"pip": ["--requirement requirements.txt"]} and pip == "pip"
+    version = tuple(map(int, re.fullmatch(r"python=(\d+)\.(\d+)", python).groups()))
+    low, high = re.fullmatch(
+        r">=3\.(\d+),<3\.(\d+)", re.search(r'requires-python = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    ).groups()
+    assert (3, int(low)) <= version < (3, int(high))
+
+
+def test_every_import_is_in_the_requirements():
+    names = {
+        "PIL": "pillow",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+        "IPython": "ipykernel",
+        "pypandoc": "pypandoc-binary",
+    }
+    asked = {one.name.lower().replace("_", "-") for one in requirements("requirements.txt")}
+    ours = {path.stem for path in ROOT.glob("*.py")}
+    for path in tracked("*.py"):
+        if "benchmarks" in path.parts or "tests" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in (
+                {module.split(".")[0] for module in modules} - ours - set(sys.stdlib_module_names) - {"tensorflow"}
+            ):
+                assert names.get(module, module).lower().replace("_", "-") in asked, f"{path.name} imports {module}"
+
+
+def test_the_mathematics_imports_no_framework():
+    allowed = {"numpy", "threadpoolctl", "tensorflow_datasets", "tensorflow", "PIL"} | set(sys.stdlib_module_names)
+    for node in ast.walk(ast.parse((ROOT / "helpers.py").read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert name.split(".")[0] in allowed
+
+
+def test_no_machine_path_no_registry_no_key_no_pickle():
+    bad = re.compile(
+        r"/(?:work|root|opt|home)/|files\.python"
+        + r"hosted|pypi\.or"
+        + r"g|(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])|allow_pickle=Tru"
+        + "e"
+    )
+    for path in tracked(
+        "*.py", "*.md", "*.yml", "*.yaml", "*.toml", "*.txt", "*.ipynb", "*.json", "Makefile", ".ci/run", "*.in"
+    ):
+        found = bad.search(path.read_text())
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_public_names_have_docstrings_and_nothing_is_left_to_do():
+    for path in tracked("*.py"):
+        source = path.read_text()
+        assert not re.search(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b", source), path
+        for node in ast.parse(source).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith(("_", "test_"))
+            if public and "tests" not in path.parts:
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("family", ["ACTIVATIONS", "LOSSES", "WEIGHT_INITS", "OPTIMIZERS"])
+def test_every_member_of_a_family_says_its_equation(family):
+    for name, member in getattr(helpers, family).items():
+        function = member[0] if isinstance(member, tuple) else member
+        assert re.search(r"[=~]|<-", inspect.getdoc(function)), name
+
+
+def test_readme_names_the_commands_and_files_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z-]+)", readme)) <= targets | {"sure"}
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert (ROOT / name).exists(), name

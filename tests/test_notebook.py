@@ -1,0 +1,106 @@
+"""The report: the notebook runs from top to bottom, the PDF says what it should, and what is committed belongs together."""
+
+import base64
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pypdf
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The notebook executed in its quick profile, with its exports, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("report")
+    command = [sys.executable, "report.py", "--profile", "quick", "--output-dir", folder]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    return folder
+
+
+def outputs(notebook, kind):
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if kind in output.get("data", {}):
+                yield cell, output
+
+
+def test_it_runs_and_leaves_the_report_alone(quick):
+    notebook = nbformat.read(quick / "assignment1.ipynb", 4)
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    assert not [output for cell in codes for output in cell.outputs if output.output_type == "error"]
+    clean = subprocess.run(
+        ["git", "status", "--porcelain", "figures", "assignment1.ipynb"], cwd=ROOT, capture_output=True
+    )
+    if "CI" in os.environ:  # elsewhere there may be work in progress
+        assert clean.stdout == b""
+
+
+def test_the_gradient_checks_and_learning_curves_in_it_are_right(quick):
+    text = " ".join(
+        out.data["text/markdown"] for _, out in outputs(nbformat.read(quick / "assignment1.ipynb", 4), "text/markdown")
+    )
+    assert float(re.search(r"largest relative error is ([\d.e-]+):", text)[1]) < 1e-6
+    assert float(re.search(r"All six reach at least ([\d.]+)%", text)[1]) > 80
+    assert float(re.search(r"Test accuracy ([\d.]+) ±", text)[1]) > 0.8
+
+
+def test_the_pdf_says_it_all(quick):
+    reader = pypdf.PdfReader(quick / "assignment1.pdf")
+    text = re.sub(r"\s+", " ", " ".join(page.extract_text() for page in reader.pages))
+    for words in ("a feedforward neural network from scratch", "Pankaj Singh Rawat", "Question 1", "Question 2", "Question 3",
+                  "Question 7", "def forward(self, x)", "def backward(self, delta)", "def rmsprop", "def eve", "Figure 1",
+                  "Figure 5", "the reference report states 0.8856", "Ankle boot"):  # fmt: skip
+        assert words in text, words
+    assert not re.search(r"\\(frac|partial|mathbf|odot|begin|lVert)|\$\$|\x1b", text)
+    assert "Traceback" not in text and len(reader.pages) >= 6
+
+
+def test_the_stock_exporter_makes_html_of_it(quick):
+    subprocess.run(
+        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", quick / "assignment1.ipynb"],
+        check=True,
+        timeout=120,
+    )
+    assert "Question 7" in (quick / "assignment1.html").read_text()
+
+
+def committed():
+    return nbformat.read(ROOT / "assignment1.ipynb", 4)
+
+
+def test_the_committed_notebook_was_executed_in_order_and_whole():
+    notebook = committed()
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    assert not [output for cell in codes for output in cell.outputs if output.output_type == "error"]
+    assert "profile `full`" in str([out.data["text/markdown"] for _, out in outputs(notebook, "text/markdown")])
+    assert (ROOT / "assignment1.ipynb").stat().st_size < 5e6
+
+
+def test_the_committed_figures_are_those_in_the_notebook():
+    shown = {re.sub(r"\s", "", out.data["image/png"]) for _, out in outputs(committed(), "image/png")}
+    saved = {base64.b64encode(path.read_bytes()).decode() for path in (ROOT / "figures").glob("*.png")}
+    assert shown <= saved and len(shown) >= 5
+
+
+def test_every_picture_has_a_caption():
+    for _, output in outputs(committed(), "image/png"):
+        assert len(output.metadata["image/png"]["alt"]) > 20
+
+
+def test_the_sources_printed_are_those_that_run():
+    """A listing in the committed outputs must be the text of helpers.py as it is now."""
+    source = (ROOT / "helpers.py").read_text()
+    listings = [out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown")]
+    listings = [re.sub(r"^```python\n|```$", "", text) for text in listings if text.startswith("```python")]
+    assert listings
+    for listing in listings:
+        for part in listing.split("\n\n\n"):
+            assert part.strip() in source
