@@ -57,6 +57,7 @@ def html(frame):
 
 
 LONG_WORD = "".join(f"w{i:03}" for i in range(60))
+LONG_CHAIN = "a" + "".join(f".b{i}(c[{i}])" for i in range(30))
 LONG_LINE = "result = compute(" + ", ".join(f"argument_{i}={i}" for i in range(40)) + ")"
 WIDE = pd.DataFrame(np.arange(32).reshape(2, 16) / 7, columns=[f"hidden_size_{i}" for i in range(16)])
 STYLED = pd.DataFrame({"optimizer": ["nadam", "sgd"], "val_accuracy": [0.8812, 0.8523]}).style.hide(axis="index")
@@ -89,7 +90,7 @@ def sample():
         new_markdown_cell(f"Bare:\n\n{BACKPROP}\n\nDollars:\n\n$$\n{BACKPROP}\n\\tag{{BP}}\n$$"),
         new_markdown_cell("Too wide:\n\n$$" + "+".join(f"x_{{{i}}}" for i in range(80)) + "$$"),
         new_markdown_cell("## Code and output"),
-        cell(LONG_LINE, printed(LONG_WORD + "\n")),
+        cell(f"{LONG_LINE}\n{LONG_CHAIN}", printed(LONG_WORD + "\n")),
         cell(
             "colours()",
             printed("\x1b[31mred\x1b[0m\n"),
@@ -254,7 +255,7 @@ def test_figures_have_numbers_and_captions(export):
 
 
 def test_code_is_whole_and_long_lines_wrap(export):
-    assert LONG_LINE.replace(" ", "") in export.letters
+    assert LONG_LINE.replace(" ", "") + LONG_CHAIN in export.letters
     assert LONG_WORD + LONG_WORD not in export.letters and export.letters.count(LONG_WORD) == 2  # prose and output
     assert "```python\nresult" in export.source and "def shown(x): return x" in export.words
     assert "#strong" not in export.source.split("def shown")[0].rsplit("```python", 1)[1]
@@ -299,7 +300,7 @@ def test_a_long_table_breaks_over_pages_with_its_head_and_a_short_one_does_not(t
     assert last > first and re.search(r"^\s*n\n", pages[last])
     short = convert(
         tmp_path,
-        new_markdown_cell("\n\n".join(f"line {i}" for i in range(36))),
+        new_markdown_cell("\n\n".join(f"line {i}" for i in range(24))),
         cell("x", html(pd.DataFrame({"n": range(100, 115)}))),
     )
     (page,) = [page for page in (page.extract_text() for page in short.reader.pages) if "100" in page]
@@ -358,7 +359,7 @@ def test_executes_and_writes_three_files(tmp_path, monkeypatch, capfd):
         cell(
             "from IPython.display import Image, display\nImage(data=open('p.png', 'rb').read(), format='png', alt='Its caption.')"
         ),
-        cell("hidden = 1", tags=["remove_cell"]),
+        cell("undisclosed = 1", tags=["remove_cell"]),
     ]
     (home / "p.png").write_bytes(picture())
     nbformat.write(new_notebook(cells=cells, metadata={"title": "Run"}), home / "run.ipynb")
@@ -379,9 +380,9 @@ def test_executes_and_writes_three_files(tmp_path, monkeypatch, capfd):
         "execution" in c.metadata for c in nb.cells
     )
     text = pypdf.PdfReader(tmp_path / "out" / "run.pdf").pages[0].extract_text()
-    assert "Figure 1: Its caption." in text and "hidden" not in text
+    assert "Figure 1: Its caption." in text and "undisclosed" not in text
     page = (tmp_path / "out" / "run.html").read_text()
-    assert "<title>Run</title>" in page and "<p>Its caption.</p>" in page and "hidden = 1" not in page
+    assert "<title>Run</title>" in page and "<p>Its caption.</p>" in page and "undisclosed" not in page
 
     # In place: only the exports are new, since nothing was executed.
     assert report.main([str(home / "run.ipynb"), "--no-execute"]) == 0

@@ -530,6 +530,7 @@ def test_group_and_name_reach_wandb(fake_wandb):
     )
     about = fake_wandb.inits[0]
     assert (about["group"], about["name"], about["project"]) == ("bayes", "me", "p")
+    assert about["reinit"] == "create_new"  # W&B's default hands back a run that is still open
     assert len(fake_wandb.rows) == 1 and "samples" not in fake_wandb.rows[0][1]
 
 
