@@ -28,9 +28,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from numbers import Integral, Real
 from pathlib import Path
+from threading import Thread
 from types import FunctionType
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -237,6 +238,7 @@ class Network:
             value += weight_decay / 2 * float(weights @ weights)
         return value, z
 
+    @BLAS.wrap(limits=1, user_api="blas")
     def predict(self, x):
         """Probabilities (len(x), n_out) of the classes, for any number of rows."""
         return np.concatenate([softmax(self.forward(x[i : i + 1000])) for i in range(0, len(x), 1000)])
@@ -402,8 +404,9 @@ def _choice(name, value, allowed):
 
 def _number(name, value, kind, interval):
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = isinstance(value, Real) and (low < value or interval[0] == "[" and low == value) and value < high
-    if not inside or isinstance(value, bool) or kind is int and not isinstance(value, Integral):
+    number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    ends = (low if interval[0] == "[" else None, high if interval[-1] == "]" else None)
+    if not number or not (low < value < high or value in ends):
         raise InputError(f"{name} is {value!r}; allowed: a {'whole ' if kind is int else ''}number in {interval}")
     return kind(value)
 
@@ -429,8 +432,8 @@ class Config:
     epsilon: float = _setting(1e-8, "[1e-30, inf)", "epsilon of rmsprop, adam and nadam")
     weight_decay: float = _setting(0.0, "[0, inf)", "lambda of the L2 term")
     weight_init: str = _setting("Xavier", WEIGHT_INITS, "distribution of the first weights")
-    num_layers: int = _setting(6, "[0, inf)", "hidden layers")
-    hidden_size: int = _setting(128, "[1, inf)", "neurons of each hidden layer")
+    num_layers: int = _setting(6, "[0, 1000]", "hidden layers")
+    hidden_size: int = _setting(128, "[1, 10000]", "neurons of each hidden layer")
     activation: str = _setting("tanh", ACTIVATIONS, "activation of the hidden layers")
     seed: int = _setting(0, "[0, inf)", "seed of the weights and of the order of the images")
 
@@ -662,8 +665,13 @@ def train_all(configs, processes=None, **options):
 
     options go to `train`. Yields the Trainings in the order of configs, each as soon as it is done.
     """
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), _end_with_parent) as pool:
         yield from pool.map(partial(_train_one, options), configs)
+
+
+def _end_with_parent():
+    """Do not train on, unseen, where the parent was killed."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _train_one(options, config):
@@ -676,7 +684,7 @@ def _epoch(config, data, network, step, epoch):
     n, size = len(data.x_train), config.batch_size
     order = np.random.default_rng([config.seed, epoch]).permutation(n)
     labels, logits = data.y_train[order], np.empty((n, network.sizes[-1]), network.theta.dtype)
-    t, total = (epoch - 1) * -(-n // size), 0.0
+    t = (epoch - 1) * -(-n // size)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a loss that overflows is found and named
         for i in range(0, n, size):
             x, y = data.x_train[order[i : i + size]], labels[i : i + size]
@@ -684,12 +692,12 @@ def _epoch(config, data, network, step, epoch):
             if not math.isfinite(loss):
                 return {"epoch": epoch, "train_loss": loss}
             step(network.gradient, t := t + 1, loss)
-            total += loss * len(y)
         step_seconds = time.perf_counter() - began
+        train_loss, _ = LOSSES[config.loss](logits, labels)  # without the decay term, which `loss` above contains
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
     return {
         "epoch": epoch,
-        "train_loss": total / n,
+        "train_loss": train_loss,
         "train_accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
@@ -744,8 +752,12 @@ def _save_checkpoint(path, config, data, network, step, best_theta, history):
 def _load_checkpoint(path, config, data, network, step, best_theta):
     """Put the network and the optimiser back where a checkpoint left them; return the history."""
     saved = _load_npz(path, "a checkpoint", {"about", "theta", "best_theta"})
-    about, wanted, state = json.loads(str(saved["about"])), _fingerprint(config, data), _state(step)
-    for name, value in wanted.items():
+    try:
+        about = json.loads(str(saved["about"]))
+    except ValueError:
+        raise InputError(f"{path} is not a checkpoint: what it says about itself is not JSON") from None
+    state = _state(step)
+    for name, value in _fingerprint(config, data).items():
         there = about["training"].get(name)
         if value != there:
             raise InputError(f"{path} is a checkpoint of another training: {name} is {there!r} there, {value!r} here")

@@ -15,7 +15,7 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 from tqdm import tqdm
 
-from helpers import ALIASES, BLAS, Config, InputError, load_dataset, save_network, train
+from helpers import ALIASES, Config, InputError, load_dataset, save_network, train
 
 PROJECT = "CS6910_Assignment_1"
 MODES = ("online", "offline", "disabled")
@@ -176,7 +176,6 @@ def log_test(run, data, predicted, accuracy, step):
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-@BLAS.wrap(limits=1, user_api="blas")
 def train_and_log(
     config, data, *, on_epoch=None, checkpoint=None, save=None, test=True,
     mode="disabled", project=PROJECT, entity=None, group=None, name=None

@@ -336,9 +336,9 @@ def test_missing_data(run, monkeypatch, tmp_path):
 
 
 def test_too_little_memory(run):
-    status, result, err = run("-sz", 10_000_000)
+    status, result, err = run("-sz", 10_000, "-nhl", 1000)
     assert (status, result, len(err)) == (2, None, 1)
-    assert "--hidden_size 10000000" in err[0] and "memory" in err[0] and "allowed" in err[0]
+    assert "--hidden_size 10000 with --num_layers 1000" in err[0] and "memory" in err[0] and "allowed" in err[0]
 
 
 def test_a_disk_that_fails_is_one_sentence(run, monkeypatch):

@@ -87,7 +87,7 @@ def test_the_last_partial_batch_is_kept_and_epoch_means_are_weighted_by_it(monke
         assert row["train_loss"] == pytest.approx(loss, rel=1e-5)
         assert row["train_accuracy"] == accuracy
     batches = [37] * 8 + [4]
-    assert history[0]["train_loss"] == pytest.approx(np.average([v for _, v in steps[:9]], weights=batches), rel=1e-9)
+    assert history[0]["train_loss"] == pytest.approx(np.average([v for _, v in steps[:9]], weights=batches), rel=1e-6)
 
 
 def test_every_image_is_used_once_an_epoch_in_a_new_order(monkeypatch, tiny_config, small):
@@ -114,6 +114,9 @@ def test_weight_decay_is_on_weights_only_and_shrinks_them(small, tiny_config):
     n = network.n_weights
     np.testing.assert_allclose(network.gradient[:n] - plain[:n], 0.3 * network.theta[:n], atol=1e-6)
     assert (network.gradient[n:] == plain[n:]).all()
+    still = tiny_config(weight_decay=100, learning_rate=1e-12, epochs=1)
+    losses = [train(c, small).history[0]["train_loss"] for c in (still, dataclasses.replace(still, weight_decay=0))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # the term is in the objective, not in the metric
     norms = [np.linalg.norm(train(tiny_config(weight_decay=w), small).network.W[0]) for w in (0, 0.5)]
     assert norms[1] < 0.9 * norms[0]
 
@@ -216,6 +219,39 @@ helpers.save_network(sys.argv[4], helpers.train(config, data, checkpoint=sys.arg
     assert (helpers.load_network(saved).theta == train(config, small).network.theta).all()
 
 
+def test_many_trainings_come_back_in_order_with_whole_networks():
+    configs = [Config(seed=s, epochs=1, num_layers=1, hidden_size=8, batch_size=2000) for s in (3, 1)]
+    results = list(helpers.train_all(configs, keep_best=True))
+    data = helpers.load_dataset("fashion_mnist")
+    for config, result in zip(configs, results, strict=True):
+        assert (result.network.theta == train(config, data).network.theta).all()
+        assert np.shares_memory(result.network.W[0], result.network.theta)
+
+
+def test_trainings_side_by_side_end_with_the_parent_that_was_killed():
+    code = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import helpers
+if __name__ == "__main__":
+    print("begun", flush=True)
+    list(helpers.train_all([helpers.Config(epochs=10**6, hidden_size=8, seed=s) for s in range(4)], 2))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, os.path.dirname(helpers.__file__)], stdout=subprocess.PIPE)
+    parent.stdout.readline()
+    deadline, children = time.time() + 60, []
+    while len(children) < 3 and time.time() < deadline:  # two trainings, and the resource tracker
+        time.sleep(0.2)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
+        children = listed.split()
+    time.sleep(2)  # they are training
+    parent.kill()
+    parent.wait()
+    while (left := [pid for pid in children if os.path.exists(f"/proc/{pid}")]) and time.time() < deadline:
+        time.sleep(0.1)
+    assert len(children) == 3 and not left
+
+
 def test_checkpoints_of_something_else_are_refused(small, tiny_config, tmp_path):
     path = tmp_path / "c.npz"
     config = tiny_config()
@@ -230,6 +266,9 @@ def test_checkpoints_of_something_else_are_refused(small, tiny_config, tmp_path)
         train(tiny_config(epochs=1), small, checkpoint=path)
     helpers.save_network(path, Network([3, 2]))
     with pytest.raises(InputError, match="not a checkpoint: it lacks about"):
+        train(config, small, checkpoint=path)
+    np.savez(path, about="{", theta=np.zeros(3), best_theta=np.zeros(3))
+    with pytest.raises(InputError, match="not a checkpoint: what it says about itself is not JSON"):
         train(config, small, checkpoint=path)
     for junk in (b"", b"PK\x03\x04 something", b"hello" * 99):
         path.write_bytes(junk)
@@ -287,7 +326,7 @@ BAD = [
     ("learning_rate", 0), ("learning_rate", float("nan")), ("learning_rate", float("inf")), ("learning_rate", "0.1"),
     ("momentum", 1), ("momentum", -0.1), ("beta", 1.0), ("beta1", 1.5), ("beta2", 1), ("epsilon", 0), ("epsilon", 1e-40),
     ("weight_decay", -1e-9), ("weight_decay", float("inf")), ("weight_init", "xavier"), ("num_layers", -1),
-    ("hidden_size", 0), ("activation", "relu"), ("seed", -1), ("seed", 0.5), ("learning_rate", 1j),
+    ("hidden_size", 0), ("hidden_size", 10**10), ("num_layers", 10**20), ("activation", "relu"), ("seed", -1), ("seed", 0.5), ("learning_rate", 1j),
 ]  # fmt: skip
 
 
