@@ -104,3 +104,14 @@ def test_the_sources_printed_are_those_that_run():
     for listing in listings:
         for part in listing.split("\n\n\n"):
             assert part.strip() in source
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_report():
+    said = " ".join(out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown"))
+    for pattern in (
+        r"Test accuracy ([\d.]+ ± [\d.]+)",
+        r"Nesterov reaches ([\d.]+%)",
+        r"largest relative error is ([\d.e-]+):",
+    ):
+        number = re.search(pattern, said)[1]
+        assert f"| {number} |" in (ROOT / "README.md").read_text(), number

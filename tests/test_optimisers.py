@@ -126,3 +126,20 @@ def test_an_optimiser_is_added_from_outside_with_one_function_and_one_line(monke
     helpers.train(tiny_config(optimizer="eve", epochs=2), small, checkpoint=tmp_path / "c.npz")
     resumed = helpers.train(config, small, checkpoint=tmp_path / "c.npz")  # its numbers and its Adam's moments are kept
     assert (resumed.network.theta == whole.network.theta).all()
+
+
+def test_state_that_a_checkpoint_cannot_hold_is_refused_not_forgotten(monkeypatch, small, tiny_config, tmp_path):
+    def forgetful(theta, config):
+        last = None
+
+        def step(g, t, loss):
+            nonlocal last
+            theta[:] -= g * (0.1 if last is None or loss < last else 0.05)
+            last = loss
+
+        return step
+
+    monkeypatch.setitem(helpers.OPTIMIZERS, "forgetful", forgetful)
+    helpers.train(tiny_config(optimizer="forgetful", epochs=1), small, checkpoint=tmp_path / "c.npz")
+    with pytest.raises(helpers.InputError, match=r"holds \['optimizer.last', 'optimizer.theta'\]"):
+        helpers.train(tiny_config(optimizer="forgetful", epochs=2), small, checkpoint=tmp_path / "c.npz")

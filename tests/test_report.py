@@ -86,6 +86,7 @@ def sample():
         cell("make_figure()", image, caption='A caption with $x_1$, "quotes" and [brackets].'),
         cell("two_figures()", with_alt, image),
         attached,
+        new_markdown_cell("<img src='figures/a b.png' alt='A tag alone.' width='90'>"),
         new_markdown_cell("## The maths\n\n" + "\n\n".join(f"F{i}: ${formula}$" for i, formula in enumerate(FORMULAS))),
         new_markdown_cell(f"Bare:\n\n{BACKPROP}\n\nDollars:\n\n$$\n{BACKPROP}\n\\tag{{BP}}\n$$"),
         new_markdown_cell("Too wide:\n\n$$" + "+".join(f"x_{{{i}}}" for i in range(80)) + "$$"),
@@ -245,12 +246,12 @@ def test_what_pandoc_writes_badly_is_rewritten(tmp_path_factory, tex, good, bad)
 
 def test_figures_have_numbers_and_captions(export):
     captions = re.findall(r"(Figure \d): (.*?\.)", export.words)
-    assert [number for number, _ in captions] == [f"Figure {i}" for i in range(1, 5)]
-    assert [text for _, text in captions][::2] == ["A saved file.", "From the alt text."]
+    assert [number for number, _ in captions] == [f"Figure {i}" for i in range(1, 6)]
+    assert [text for _, text in captions][::2] == ["A saved file.", "From the alt text.", "A tag alone."]
     assert re.search(r"Figure 2: A caption with 𝑥 ?1 ?, “quotes” and \[brackets\]\.", export.words)
     assert "Figure 4: An attachment." in export.words
     assert "<Figure" not in export.text
-    assert export.source.count("image(") == 6  # one has no caption, one stands within a line
+    assert export.source.count("image(") == 7  # one has no caption, one stands within a line
     assert len({image.data for page in export.reader.pages for image in page.images}) == 4  # as many are different
 
 
@@ -351,7 +352,7 @@ def test_executes_and_writes_three_files(tmp_path, monkeypatch, capfd):
     home.mkdir()
     (home / "data.txt").write_text("read from its own folder")
     cells = [
-        new_markdown_cell("# Run"),
+        new_markdown_cell("# Run\n\n![Saved.](p.png)"),
         cell(
             "import os, sys\nprint(os.environ['REPORT_PROFILE'], open('data.txt').read(), sys.executable)",
             execution={"x": "old"},
@@ -380,9 +381,10 @@ def test_executes_and_writes_three_files(tmp_path, monkeypatch, capfd):
         "execution" in c.metadata for c in nb.cells
     )
     text = pypdf.PdfReader(tmp_path / "out" / "run.pdf").pages[0].extract_text()
-    assert "Figure 1: Its caption." in text and "undisclosed" not in text
+    assert "Figure 2: Its caption." in text and "undisclosed" not in text
     page = (tmp_path / "out" / "run.html").read_text()
     assert "<title>Run</title>" in page and "<p>Its caption.</p>" in page and "undisclosed" not in page
+    assert 'alt="Saved."' in page and 'src="p.png"' not in page  # embedded
 
     # In place: only the exports are new, since nothing was executed.
     assert report.main([str(home / "run.ipynb"), "--no-execute"]) == 0
