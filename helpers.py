@@ -687,7 +687,7 @@ def _epoch(config, data, network, step, epoch):
     t = (epoch - 1) * -(-n // size)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a loss that overflows is found and named
         for i in range(0, n, size):
-            x, y = data.x_train[order[i : i + size]], labels[i : i + size]
+            x, y = data.x_train.take(order[i : i + size], axis=0, mode="clip"), labels[i : i + size]  # clip: unchecked
             loss, logits[i : i + size] = network.objective(x, y, config.loss, config.weight_decay)
             if not math.isfinite(loss):
                 return {"epoch": epoch, "train_loss": loss}

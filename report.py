@@ -262,7 +262,7 @@ TYPST_PREAMBLE = r"""
       par(hanging-indent: indent * 0.602em, {
         // Highlighting cuts a long word into parts that are short.
         show regex("\S+"): if line.text.split().any(word => word.len() > 60) { breakable } else { it => it }
-        if line.text == "" [~] else { line }
+        if line.text == "" { box(height: 0.73em) } else { line }  // no line would have no height
       }))
   })
 

@@ -257,6 +257,8 @@ def test_figures_have_numbers_and_captions(export):
 
 def test_code_is_whole_and_long_lines_wrap(export):
     assert LONG_LINE.replace(" ", "") + LONG_CHAIN in export.letters
+    laid_out = "\n".join(page.extract_text(extraction_mode="layout") for page in export.reader.pages)
+    assert re.search(r"\n result = .*\n {5,}argument_5=5", laid_out)  # a wrapped line hangs
     assert LONG_WORD + LONG_WORD not in export.letters and export.letters.count(LONG_WORD) == 2  # prose and output
     assert "```python\nresult" in export.source and "def shown(x): return x" in export.words
     assert "#strong" not in export.source.split("def shown")[0].rsplit("```python", 1)[1]
