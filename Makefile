@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help report test lint lock clean
+.PHONY: help report test lint bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -24,9 +24,19 @@ lint: .venv/installed  ## check the style of code and notebook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+.venv-bench/installed: requirements.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/installed  ## compare the speed with PyTorch, JAX, scikit-learn and Keras, in an environment of their own
+	.venv-bench/bin/python benchmarks/peers.py
+
 lock: .venv/installed  ## compile requirements.in into requirements.txt, all versions pinned
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.txt requirements.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements.txt --output-file benchmarks/requirements.txt benchmarks/requirements.in
+	sed -i.old -E '/^(nvidia|cuda|triton)/d' benchmarks/requirements.txt && rm benchmarks/requirements.txt.old  # no GPU here
 
 clean:  ## remove what was made: caches, exports, the environment
-	rm -rf .venv .pytest_cache .ruff_cache data/cache wandb assignment1.html
+	rm -rf .venv .venv-bench .pytest_cache .ruff_cache data/cache wandb assignment1.html

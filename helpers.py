@@ -417,24 +417,27 @@ def _setting(default, allowed, meaning):
 
 @dataclass(frozen=True)
 class Config:
-    """One training, whole: the course's flags and a seed. Raises InputError where a value is not allowed."""
+    """One training, whole: the course's flags and a seed. Raises InputError where a value is not allowed.
+
+    The defaults are those of the best validation accuracy found: trial 17 of data/sweeps/bayes.csv, rounded.
+    """
 
     dataset: str = _setting("fashion_mnist", DATASETS, "data set")
-    epochs: int = _setting(40, "[1, inf)", "passes over the training images")
+    epochs: int = _setting(20, "[1, inf)", "passes over the training images")
     batch_size: int = _setting(128, "[1, inf)", "images per step; the last batch of an epoch may be smaller")
     loss: str = _setting("cross_entropy", LOSSES, "loss")
-    optimizer: str = _setting("rmsprop", OPTIMIZERS, "optimiser")
-    learning_rate: float = _setting(1e-3, "(0, inf)", "eta")
+    optimizer: str = _setting("adam", OPTIMIZERS, "optimiser")
+    learning_rate: float = _setting(4.22e-4, "(0, inf)", "eta")
     momentum: float = _setting(0.9, "[0, 1)", "m of momentum and nag")
     beta: float = _setting(0.9, "[0, 1)", "beta of rmsprop")
     beta1: float = _setting(0.9, "[0, 1)", "beta1 of adam and nadam")
     beta2: float = _setting(0.999, "[0, 1)", "beta2 of adam and nadam")
     epsilon: float = _setting(1e-8, "[1e-30, inf)", "epsilon of rmsprop, adam and nadam")
-    weight_decay: float = _setting(0.0, "[0, inf)", "lambda of the L2 term")
-    weight_init: str = _setting("Xavier", WEIGHT_INITS, "distribution of the first weights")
-    num_layers: int = _setting(6, "[0, 1000]", "hidden layers")
-    hidden_size: int = _setting(128, "[1, 10000]", "neurons of each hidden layer")
-    activation: str = _setting("tanh", ACTIVATIONS, "activation of the hidden layers")
+    weight_decay: float = _setting(7.69e-6, "[0, inf)", "lambda of the L2 term")
+    weight_init: str = _setting("random", WEIGHT_INITS, "distribution of the first weights")
+    num_layers: int = _setting(4, "[0, 1000]", "hidden layers")
+    hidden_size: int = _setting(256, "[1, 10000]", "neurons of each hidden layer")
+    activation: str = _setting("ReLU", ACTIVATIONS, "activation of the hidden layers")
     seed: int = _setting(0, "[0, inf)", "seed of the weights and of the order of the images")
 
     def __post_init__(self):

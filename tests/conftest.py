@@ -28,7 +28,8 @@ def fashion():
 @pytest.fixture
 def tiny_config():
     def make(**changes):
-        given = {"num_layers": 2, "hidden_size": 9, "batch_size": 32, "epochs": 3}
+        given = {"num_layers": 2, "hidden_size": 9, "batch_size": 32, "epochs": 3, "weight_decay": 0}
+        given |= {"optimizer": "rmsprop", "learning_rate": 0.001, "activation": "tanh", "weight_init": "Xavier"}
         return helpers.Config(**{**given, **changes})
 
     return make

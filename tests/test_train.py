@@ -37,10 +37,10 @@ COURSE = {  # the course's table: long flag, short flag, a value that is not the
     "beta2": ("beta2", 0.9),
     "epsilon": ("eps", 0.01),
     "weight_decay": ("w_d", 0.1),
-    "weight_init": ("w_i", "random"),
+    "weight_init": ("w_i", "Xavier"),
     "num_layers": ("nhl", 2),
     "hidden_size": ("sz", 24),
-    "activation": ("a", "ReLU"),
+    "activation": ("a", "tanh"),
 }
 USED_BY = {  # which optimisers a setting may change
     "momentum": {"momentum", "nag"},
@@ -52,7 +52,8 @@ USED_BY = {  # which optimisers a setting may change
 METRICS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 OUTCOME = [*METRICS, "best_val_accuracy", "best_epoch", "test_accuracy", "seconds", "samples_per_second", "stopped"]
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-SMALL = ["--epochs", "2", "--num_layers", "2", "--hidden_size", "16"]
+SMALL = ["--epochs", "2", "--num_layers", "2", "--hidden_size", "16", "--optimizer", "rmsprop"]
+SMALL += ["--learning_rate", "0.001", "--activation", "tanh", "--weight_init", "Xavier", "--weight_decay", "0"]
 KEY = "0123456789abcdef" * 2 + "01234567"
 
 
@@ -365,6 +366,7 @@ def test_result_is_complete_and_agrees_with_helpers(run, tmp_path):
         "adam",
         "-lr",
         0.05,
+        *("-a", "tanh", "-w_i", "Xavier"),
     ]  # wild enough for the last epoch not to be the best
     status, result, err = run(*argv, "--save", "n.npz")
     assert status == 0 and list(result) == [*(f.name for f in fields(helpers.Config)), *OUTCOME]
@@ -397,7 +399,8 @@ def test_the_test_set_stays_closed_unless_asked(monkeypatch):
 @pytest.mark.parametrize("argv, some", [(["-lr", 1e6, "-a", "ReLU"], False), (["-lr", 0.1, "-w_d", 30], True)])
 def test_divergence_is_said_and_is_status_1(run, argv, some):
     """At once; and after some epochs, each step making the weights -2 times what they were."""
-    status, result, err = run("-o", "sgd", "-e", 60, *argv, "--save", "n.npz")
+    shape = ["-nhl", 6, "-sz", 128, "-a", "tanh", "-w_i", "Xavier"]
+    status, result, err = run("-o", "sgd", "-e", 60, *shape, *argv, "--save", "n.npz")
     assert status == 1 and "not finite in epoch" in result["stopped"]
     assert [result[name] for name in [*METRICS, "test_accuracy"]] == [None] * 5
     assert not Path("n.npz").exists() and not any("Warning" in line for line in err)
@@ -588,7 +591,8 @@ def test_a_resumed_run_is_whole(run, tmp_path, epochs):
     status, out, err = process(*argv, WANDB_MODE="offline")
     assert status == 0 and len(err.splitlines()) == epochs - 2  # progress tells only what is done now
     rows = read_wandb(tmp_path).history
-    expected = helpers.train(helpers.Config(epochs=epochs, num_layers=2, hidden_size=16), tiny_dataset()).history
+    config = train.read_config(train.parse(list(map(str, [*SMALL, "-e", epochs]))))
+    expected = helpers.train(config, tiny_dataset()).history
     assert [row["_step"] for row in rows] == list(range(1, epochs + 1))
     assert [{k: row[k] for k in METRICS} for row in rows] == [{k: row[k] for k in METRICS} for row in expected]
     assert rows[-1]["test_accuracy"] == json.loads(out)["test_accuracy"]
@@ -604,7 +608,7 @@ def test_as_the_program_of_a_wandb_sweep(tmp_path):
     assert status == 0 and json.loads(out)["batch_size"] == 16 and len(err.splitlines()) == 1
     found = read_wandb(tmp_path)
     assert (found.run.run_id, found.run.sweep_id) == ("run12345", "abcd1234")
-    assert found.run.display_name == "hl_1_lr_0.01_bs_16_opt_rmsprop_act_tanh" and found.config["learning_rate"] == 0.01
+    assert found.run.display_name == "hl_1_lr_0.01_bs_16_opt_adam_act_ReLU" and found.config["learning_rate"] == 0.01
 
 
 @pytest.mark.parametrize(
@@ -645,6 +649,7 @@ def test_mode_of_the_environment_and_of_the_flag(run, monkeypatch, fake_wandb):
 @pytest.mark.parametrize("dataset, least", [("fashion_mnist", 0.80), ("mnist", 0.90)])
 def test_real_data(tmp_path, dataset, least):
     argv = ["-d", dataset, "-e", 1, "-nhl", 2, "-sz", 64, "-o", "nadam", "--save", "n.npz", "--wandb_mode", "disabled"]
+    argv += ["-lr", 0.001, "-a", "tanh", "-w_i", "Xavier"]
     status, out, _ = process(*argv, real=True)
     result = json.loads(out)
     assert status == 0 and result["test_accuracy"] > least and result["val_accuracy"] > least

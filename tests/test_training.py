@@ -344,7 +344,8 @@ def test_a_config_is_frozen_canonical_and_plain():
     json.dumps(dataclasses.asdict(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3
-    assert Config(optimizer="rmsprop", num_layers=6).run_name == "hl_6_lr_0.001_bs_128_opt_rmsprop_act_tanh"
+    reference = Config(optimizer="rmsprop", num_layers=6, learning_rate=1e-3, activation="tanh")
+    assert reference.run_name == "hl_6_lr_0.001_bs_128_opt_rmsprop_act_tanh"
     assert Config(num_layers=2, hidden_size=5).sizes == [784, 5, 5, 10]
 
 
