@@ -1,0 +1,937 @@
+"""sweep.py: what it reads, suggests and writes, and that no trial is lost or counted twice, whatever is killed and when."""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import pty
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+import helpers
+import sweep
+import train
+from helpers import Config, InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = sorted(path.stem for path in sweep.FOLDER.glob("*.csv"))
+KILLS = int(os.environ.get("KILLS", 6))  # KILLS=20 pytest tests/test_sweep.py -k kills
+
+
+def tiny(name):
+    """300 + 60 + 60 images that can be learnt: class k is bright in its own band of pixels."""
+    rng, parts = np.random.default_rng(7), []
+    for n in (300, 60, 60):
+        y = rng.integers(0, 10, n).astype(np.uint8)
+        x = rng.integers(0, 90, (n, 784))
+        for k in range(10):
+            x[y == k, 78 * k : 78 * (k + 1)] += 120
+        parts += [x.astype(np.uint8), y]
+    return helpers.Dataset(name, tuple("abcdefghij"), *parts)
+
+
+def definition(**changes):
+    """A small sweep file, as a dictionary; what is changed to None is left out."""
+    given = {
+        "program": "train.py",
+        "method": "random",
+        "run_cap": 6,
+        "metric": {"name": "val_accuracy", "goal": "maximize"},
+        "parameters": {
+            "epochs": {"value": 3},
+            "num_layers": {"min": 1, "max": 3},
+            "hidden_size": {"values": [8, 16]},
+            "learning_rate": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
+        },
+    }
+    return {key: value for key, value in {**given, **changes}.items() if value is not None}
+
+
+SLOW = {  # about half a second a trial, to be killed in
+    "epochs": {"value": 6},
+    "batch_size": {"value": 1},
+    "hidden_size": {"values": [16, 24, 32]},
+    "learning_rate": {"distribution": "log_uniform_values", "min": 0.0005, "max": 0.02},
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No W&B setting or key of the developer's, all files under tmp_path."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a sweep file: a dictionary, or text as it is; return its path."""
+
+    def call(given, name="small"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(given if isinstance(given, str) else yaml.safe_dump(given))
+        return path
+
+    return call
+
+
+def command(*argv, load="tiny"):
+    """The command line of sweep.py in a process of its own, on tiny data, with everything it writes in this folder."""
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import sweep, test_sweep; "
+    code += f"sys.exit(sweep.main(load=test_sweep.{load}))"
+    return [sys.executable, "-c", code, *map(str, argv), *([] if "--folder" in argv else ["--folder", "."])]
+
+
+def process(*argv, load="tiny", **options):
+    """Run that to its end: (status, standard output, standard error)."""
+    done = subprocess.run(command(*argv, load=load), capture_output=True, text=True, timeout=300, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextmanager
+def started(*argv, load="tiny"):
+    """That, running, in a process group of its own; killed at the end, with all that it has started."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command(*argv, load=load), process_group=0, **pipes)
+    try:
+        yield running
+    finally:
+        with_workers = [running, *workers(running)]
+        for one in with_workers:
+            one.kill()
+        running.communicate()
+
+
+def workers(running):
+    """The worker processes of a running sweep."""
+    try:
+        children = psutil.Process(running.pid).children()
+        return [one for one in children if "sweep._work" in " ".join(one.cmdline())]
+    except psutil.Error:
+        return []
+
+
+def until(condition, seconds=60):
+    """Wait for `condition` to return something true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {condition}")
+
+
+def trials(name="small", storage="sqlite:///optuna.db"):
+    """The trials of a sweep as Optuna reads them; none where there is no storage yet."""
+    try:
+        return optuna.load_study(study_name=name, storage=optuna.storages.RDBStorage(storage)).get_trials()
+    except (KeyError, optuna.exceptions.StorageInternalError, Exception):
+        return []
+
+
+def finished(*args):
+    """The finished ones of these, {number: (parameters, what came out, when)}."""
+    done = [trial for trial in trials(*args) if trial.state.is_finished()]
+    return {one.number: (one.params, one.user_attrs["outcome"], one.datetime_complete) for one in done}
+
+
+def untimed(table):
+    """What has to be the same in two runs of the same sweep, as JSON."""
+    return table.drop(columns=["created", "seconds", "test_accuracy"], errors="ignore").to_json(orient="records")
+
+
+# ----------------------------------------------------------------------------------------------------------- sweep file
+
+LR = "learning_rate"
+
+
+def parameter(name, **spec):
+    return {"parameters": {name: spec}}
+
+
+BAD = [
+    ({"methd": "random"}, "methd"),
+    ({"method": "baies"}, "method"),
+    ({"method": None}, "method"),
+    ({"program": "other.py"}, "program"),
+    ({"command": ["python"]}, "command"),
+    ({"scheduler": {"engine": "optuna"}}, "scheduler"),
+    ({"name": "a/b"}, "name"),
+    ({"description": 3}, "description"),
+    ({"project": ["p"]}, "project"),
+    ({"run_cap": 0}, "run_cap"),
+    ({"run_cap": 2.5}, "run_cap"),
+    ({"run_cap": True}, "run_cap"),
+    ({"run_cap": None}, "run_cap"),
+    ({"metric": None}, "metric"),
+    ({"metric": "val_accuracy"}, "metric"),
+    ({"metric": {"name": "test_accuracy"}}, "metric.name"),
+    ({"metric": {"name": "val_accuracy", "goal": "max"}}, "metric.goal"),
+    ({"metric": {"name": "val_accuracy", "target": 1}}, "target"),
+    ({"parameters": None}, "parameters"),
+    ({"parameters": ["epochs"]}, "parameters"),
+    (parameter("epoch", value=3), "epoch"),
+    ({"parameters": {"epochs": 3}}, "epochs"),
+    ({"parameters": {"epochs": {}}}, "epochs"),
+    (parameter("epochs", value=3, min=1), "min"),
+    (parameter("epochs", values=[]), "epochs"),
+    (parameter("epochs", values=3), "epochs"),
+    (parameter("epochs", values=[3, 3]), "epochs"),
+    (parameter("optimizer", values=["nag", "nesterov"]), "optimizer"),
+    (parameter("optimizer", values=["adam", "adagrad"]), "adagrad"),
+    (parameter("optimizer", values="adam"), "optimizer"),
+    (parameter("optimizer", values=[["adam"]]), "optimizer"),
+    (parameter("epochs", parameters={"a": {"value": 1}}), "parameters"),
+    (parameter("epochs", min=5, max=3), "epochs"),
+    (parameter("epochs", min=3, max=3), "epochs"),
+    (parameter("epochs", min=0, max=3), "epochs"),
+    (parameter("epochs", min=1), "max"),
+    (parameter("epochs", min=1.0, max=3.0), "epochs"),
+    (parameter("epochs", distribution="int_uniform", min=1.5, max=3), "epochs"),
+    (parameter("epochs", distribution="int_uniform", values=[1, 2]), "values"),
+    (parameter("weight_decay", min=0, max=0.5), "weight_decay"),
+    (parameter("weight_decay", min=-0.1, max=0.5), "weight_decay"),
+    (parameter("momentum", min=0.5, max=1.0), "momentum"),
+    (parameter(LR, min="1e-3", max=0.1), "learning_rate.*1.0e-3"),
+    (parameter(LR, value="1e-3"), "learning_rate"),
+    (parameter(LR, min=0.1, max=math.inf), "learning_rate"),
+    (parameter(LR, min=math.nan, max=0.1), "learning_rate"),
+    (parameter(LR, min=True, max=2), "learning_rate"),
+    (parameter(LR, distribution="log_uniform", min=-5, max=9999), "learning_rate"),
+    (parameter("weight_decay", distribution="log_uniform_values", min=0, max=0.1), "weight_decay"),
+    (parameter(LR, distribution="normal", mu=0.1, sigma=0.1), "normal|mu"),
+    (parameter(LR, distribution="inv_log_uniform_values", min=0.1, max=1), "inv_log_uniform_values"),
+    (parameter("epochs", distribution="categorical_w_probabilities", values=[1, 2]), "categorical_w_probabilities"),
+    (parameter("epochs", values=[1, 2], probabilities=[0.5, 0.5]), "probabilities"),
+    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q=0), "batch_size"),
+    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q="8"), "batch_size"),
+    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q=8), "batch_size"),  # 1 is rounded to 0
+    (parameter("batch_size", distribution="uniform", min=1, max=64, q=8), "q"),
+    ({"method": "grid", **parameter(LR, min=0.1, max=0.2)}, "grid"),
+    ({"early_terminate": {"type": "envelope", "min_iter": 3}}, "early_terminate.type"),
+    ({"early_terminate": {"type": "hyperband"}}, "early_terminate"),
+    ({"early_terminate": {"min_iter": 3}}, "type"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
+    ({"early_terminate": {"type": "hyperband", "max_iter": 27}}, "early_terminate"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 1}}, "eta"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "eta": "3"}}, "eta"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "strict": True}}, "strict"),
+]
+
+
+@pytest.mark.parametrize("changes, key", BAD, ids=[str(i) for i in range(len(BAD))])
+def test_what_cannot_be_honoured_is_refused_in_a_sentence_that_names_the_key(changes, key, write, capsys):
+    path = write(definition(**changes))
+    assert sweep.main([str(path), "--folder", "."]) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and str(path) in err and re.search(key, err.split(str(path))[1]) and not out
+    assert not Path("optuna.db").exists()
+
+
+@pytest.mark.parametrize("text", ["", "- a", "3", "a: [", "a: b: c", "\x00", "method: random"])
+def test_a_file_that_is_no_sweep_is_refused(text, write, capsys):
+    assert sweep.main([str(write(text))]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+COMMANDS = [
+    ([], "file"),
+    (["missing.yaml"], "missing.yaml"),
+    (["FILE", "--count", "0"], "--count"),
+    (["FILE", "--count", "two"], "--count"),
+    (["FILE", "--count"], "--count"),
+    (["FILE", "--workers", "0"], "workers"),
+    (["FILE", "--seed", "-1"], "seed"),
+    (["FILE", "--engine", "cloud"], "engine"),
+    (["FILE", "--work", "2"], "--work"),
+    (["FILE", "more"], "more"),
+    (["FILE", "--storage", "nonsense"], "--storage"),
+    (["FILE", "--storage", "redis://a/b"], "--storage"),
+    (["FILE", "--storage", "mysql://a/b"], "--storage"),
+    (["FILE", "--storage", "sqlite://"], "--storage"),
+    (["FILE", "--storage", "sqlite:////proc/none/a.db"], "/proc/none"),
+    (["FILE", "--folder", "/proc/none"], "/proc/none"),
+    (["FILE", "--engine", "wandb", "--workers", "2"], "--workers"),
+    (["rerun"], "name"),
+    (["rerun", "small", "x"], "trial"),
+    (["rerun", "small", "0"], "small"),
+]
+
+
+@pytest.mark.parametrize("argv, key", COMMANDS, ids=[" ".join(argv) for argv, _ in COMMANDS])
+def test_a_command_that_cannot_be_done_is_refused_in_a_sentence(argv, key, write, capsys):
+    path = str(write(definition()))
+    argv = argv if "--folder" in argv else [*argv, "--folder", "."]
+    assert sweep.main([path if word == "FILE" else word for word in argv], load=tiny) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and re.search(key, err) and not out
+
+
+GOOD = [  # a parameter, and what it may become
+    ({"epochs": {"value": 3}}, lambda c: c.epochs == 3),
+    ({"optimizer": {"values": ["nesterov", "adam"]}}, lambda c: c.optimizer in ("nag", "adam")),
+    ({"num_layers": {"min": 2, "max": 4}}, lambda c: c.num_layers in (2, 3, 4)),
+    ({"num_layers": {"distribution": "int_uniform", "min": 0, "max": 1}}, lambda c: c.num_layers in (0, 1)),
+    ({"momentum": {"min": 0.5, "max": 0.9}}, lambda c: 0.5 <= c.momentum <= 0.9),
+    ({"momentum": {"distribution": "uniform", "min": 0, "max": 0.9}}, lambda c: 0 <= c.momentum <= 0.9),
+    (
+        {LR: {"distribution": "log_uniform", "min": -7, "max": -2}},
+        lambda c: math.exp(-7) <= c.learning_rate <= math.exp(-2),
+    ),
+    ({LR: {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1}}, lambda c: 0.001 <= c.learning_rate <= 0.1),
+    (
+        {"batch_size": {"distribution": "q_uniform", "min": 8, "max": 64, "q": 8}},
+        lambda c: c.batch_size in range(8, 65, 8),
+    ),
+    ({"epochs": {"distribution": "q_uniform", "min": 1.5, "max": 4}}, lambda c: c.epochs in (2, 3, 4)),
+    (
+        {"batch_size": {"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8}},
+        lambda c: c.batch_size in range(8, 65, 8),
+    ),
+    (
+        {"momentum": {"distribution": "q_uniform", "min": 0.2, "max": 0.8, "q": 0.2}},
+        lambda c: any(math.isclose(c.momentum, x) for x in (0.2, 0.4, 0.6, 0.8)),
+    ),
+]
+
+
+@pytest.mark.parametrize("parameters, right", GOOD, ids=[next(iter(p)) + str(i) for i, (p, _) in enumerate(GOOD)])
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_every_distribution_that_is_taken_is_drawn_within_its_bounds(parameters, right, method, write):
+    given = sweep.read_sweep(write(definition(method=method, parameters=parameters)))
+    seen = {given.config(sweep.suggest(given, [None] * n if method == "random" else [], n)) for n in range(30)}
+    assert all(map(right, seen)) and (len(seen) > 1 or "value" in parameters[next(iter(parameters))])
+    logarithmic = "log" in parameters[next(iter(parameters))].get("distribution", "")
+    if logarithmic and LR in parameters:
+        assert 0.2 < np.mean([one.learning_rate < 0.01 for one in seen]) < 0.8
+
+
+def test_a_seed_and_a_number_decide_what_is_drawn(write):
+    given = sweep.read_sweep(write(definition()))
+    draws = [[json.dumps(sweep.suggest(given, [None] * n, seed)) for n in range(20)] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2] and len(set(draws[0] + draws[2])) == 40
+
+
+def test_bayes_learns_from_the_trials_before_it(write):
+    parameters = {LR: {"min": 0.0001, "max": 1.0}, "optimizer": {"values": ["sgd", "adam"]}}
+    given = sweep.read_sweep(write(definition(method="bayes", parameters=parameters)))
+    trials = []
+    for _ in range(40):
+        params = sweep.suggest(given, trials, 0)
+        value = (params["optimizer"] == "adam") - abs(params[LR] - 0.3)
+        if params["optimizer"] == "sgd" and params[LR] > 0.5:  # not finite: told as pruned without a value
+            one = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.PRUNED, params=params, distributions=given.space
+            )
+        else:
+            one = optuna.trial.create_trial(value=value, params=params, distributions=given.space)
+        trials.append(one)
+    late = trials[20:]
+    assert np.mean([one.params["optimizer"] == "adam" for one in late]) > 0.7
+    assert np.median([abs(one.params[LR] - 0.3) for one in late]) < 0.15
+
+
+def test_the_grid_is_walked_whole_each_point_once(write):
+    parameters = {"epochs": {"value": 2}, "num_layers": {"min": 1, "max": 3}, "optimizer": {"values": ["sgd", "adam"]}}
+    given = sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=None)))
+    assert given.count == 6
+    seen = {given.config(sweep.suggest(given, [None] * n, 0)) for n in range(6)}
+    assert seen == {Config(epochs=2, num_layers=n, optimizer=o) for n in (1, 2, 3) for o in ("sgd", "adam")}
+    assert sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=4))).count == 4
+    assert sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=99))).count == 6
+
+
+@pytest.mark.parametrize("name", ["random", "bayes", "grid"])
+def test_our_files_are_what_a_stock_agent_runs(name):
+    from wandb.sdk.launch.sweeps import utils
+
+    path = ROOT / "sweeps" / f"{name}.yaml"
+    given = sweep.read_sweep(path)
+    assert utils.load_sweep_config(str(path))["name"] == name == given.definition["method"] == given.name
+    assert given.metric == "val_accuracy" and given.sign == 1
+    for n in range(20):
+        config = given.config(sweep.suggest(given, [None] * n if name != "bayes" else [], n))
+        args = {key: {"value": getattr(config, key)} for key in given.space}
+        argv = utils.create_sweep_command_args({"args": args})["args"]  # as the agent calls train.py
+        assert train.read_config(train.parse(argv)) == config
+
+
+def test_our_spaces():
+    course = {
+        "epochs": {10}, "num_layers": {3, 4, 5}, "hidden_size": {32, 64, 128}, "weight_decay": {0, 0.0005, 0.5},
+        "learning_rate": {1e-3, 1e-4}, "optimizer": set(helpers.OPTIMIZERS), "batch_size": {16, 32, 64},
+        "weight_init": {"random", "Xavier"}, "activation": {"sigmoid", "tanh", "ReLU"},
+    }  # fmt: skip
+    grid, random, bayes = (sweep.read_sweep(ROOT / "sweeps" / f"{name}.yaml") for name in ("grid", "random", "bayes"))
+    assert {name: set(sweep._choices(one)) for name, one in grid.space.items()} == course
+    assert 2 * grid.count == 11_664 and random.count == 100 and bayes.count == 50 and bayes.bands
+    for name in set(course) - {"learning_rate", "epochs"}:
+        assert course[name] < set(sweep._choices(random.space[name])) or course[name] == set(
+            sweep._choices(random.space[name])
+        )
+    assert random.space["learning_rate"].log and random.space["learning_rate"].low == 1e-4
+
+
+BANDS = [
+    ({"min_iter": 3}, [3, 9, 27]),
+    ({"min_iter": 2, "eta": 2}, [2, 4, 8, 16]),
+    ({"max_iter": 27, "s": 2}, [9, 3]),
+    ({"max_iter": 27, "s": 9}, [9, 3, 1]),
+]
+
+
+@pytest.mark.parametrize("keys, bands", BANDS)
+def test_the_epochs_at_which_hyperband_looks(keys, bands, write):
+    given = sweep.read_sweep(write(definition(early_terminate={"type": "hyperband", **keys})))
+    assert given.bands[: len(bands)] == bands and (len(given.bands) == len(bands) or "min_iter" in keys)
+
+
+# --------------------------------------------------------------------------------------------------------------- ledger
+
+
+def begin(path, seed=0):
+    """The ledger of a sweep that is begun, or gone on with."""
+    given = sweep.read_sweep(path)
+    return sweep.Ledger("sqlite:///optuna.db", given.name, given, seed)
+
+
+@pytest.fixture
+def ledger(write):
+    """A new sweep of three trials at most, with hyperband, on a storage of its own."""
+    given = definition(run_cap=3, early_terminate={"type": "hyperband", "min_iter": 2})
+    return begin(write(given))
+
+
+def outcome(state="complete", **changes):
+    """What a worker would write down."""
+    row = dict.fromkeys(sweep.RESULTS, 0.5) | {name: [0.5] for name in sweep.HISTORIES}
+    return row | {"state": state, "machine": sweep.machine(), **changes}
+
+
+def owned(ledger, trial, **changes):
+    """Change who owns a trial."""
+    (trial,) = [one for one in ledger.trials() if one.number == trial.number]
+    ledger.storage.set_trial_user_attr(trial._trial_id, "owner", {**trial.user_attrs["owner"], **changes})
+
+
+def test_no_more_trials_than_asked_for_and_the_living_keep_theirs(ledger):
+    numbers = [ledger.claim().number for _ in range(3)]
+    assert numbers == [0, 1, 2] and ledger.claim() is None
+
+
+def test_a_trial_of_the_dead_is_given_again_unchanged_before_any_new_one(ledger):
+    first, second = ledger.claim(), ledger.claim()
+    owned(ledger, first, pid=2**22 + 1)  # no such process
+    again = ledger.claim()
+    assert (again.number, again.params) == (first.number, first.params) and ledger.claim().number == 2
+    owned(ledger, second, born=0)  # the number is another process's by now
+    assert ledger.claim().number == second.number and ledger.claim() is None
+
+
+def test_a_zombie_is_dead(ledger):
+    trial = ledger.claim()
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+    owned(ledger, trial, pid=zombie.pid, born=psutil.Process(zombie.pid).create_time())
+    assert ledger.claim().number == trial.number
+    zombie.wait()
+
+
+def test_another_machine_is_dead_when_it_has_not_been_seen_for_a_while(ledger):
+    trial = ledger.claim()
+    owned(ledger, trial, node="elsewhere", pid=2**22 + 1, seen=time.time() - sweep.GRACE + 5)
+    assert ledger.claim().number == 1
+    owned(ledger, trial, node="elsewhere", seen=time.time() - sweep.GRACE - 5)
+    assert ledger.claim().number == trial.number
+    before = ledger.trials()[0].user_attrs["owner"]["seen"]
+    ledger.beat(trial)
+    assert ledger.trials()[0].user_attrs["owner"]["seen"] > before
+
+
+def test_a_living_owner_is_seen_in_time(ledger, monkeypatch):
+    beats = []
+    monkeypatch.setattr(sweep, "BEAT", 0)
+    monkeypatch.setattr(sweep.Ledger, "beat", lambda self, trial: beats.append(trial.number))
+    sweep._train(ledger, ledger.claim(), tiny, "disabled")
+    assert beats == [0, 0, 0]
+
+
+def test_a_trial_that_ends_every_process_has_failed_and_the_sweep_goes_on(ledger):
+    trial = ledger.claim()
+    for _ in range(sweep.ATTEMPTS - 1):
+        owned(ledger, trial, born=0)
+        assert ledger.claim().number == trial.number
+    owned(ledger, trial, born=0)
+    assert ledger.claim().number == 1
+    row = ledger.table().iloc[0]
+    assert row.state == "failed" and "memory" in row.stopped and pd.isna(row.val_accuracy)
+
+
+def test_a_trial_that_wants_more_memory_than_there_is_has_failed(ledger, monkeypatch):
+    def greedy(*args, **options):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(sweep, "train_and_log", greedy)
+    trial = ledger.claim()
+    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled"))
+    assert list(ledger.table()[["state", "stopped"]].iloc[0]) == ["failed", "Unable to allocate 9 TiB"]
+
+
+def test_what_comes_out_a_second_time_is_dropped(ledger):
+    trial = ledger.claim()
+    ledger.finish(trial, outcome(val_accuracy=0.75))
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        ledger.finish(trial, outcome(val_accuracy=0.25))
+    assert list(ledger.table().val_accuracy) == [0.75]
+
+
+def test_one_that_was_killed_between_its_outcome_and_its_end_still_runs(ledger):
+    trial = ledger.claim()
+    ledger.storage.set_trial_user_attr(trial._trial_id, "outcome", outcome())
+    row = ledger.table().iloc[0]
+    assert row.state == "running" and pd.isna(row.val_accuracy)
+
+
+def test_hyperband_ends_what_is_not_in_the_best_third_by_the_rule_of_wandb(write):
+    given = definition(run_cap=9, early_terminate={"type": "hyperband", "min_iter": 2})
+    ledger = begin(write(given))
+    values, ended = [0.5, 0.4, 0.6, 0.55, 0.3, 0.7, 0.58], []
+    for n, value in enumerate(values):
+        trial = ledger.claim()
+        for epoch in (1, 3):
+            assert ledger.verdict(trial, {"epoch": epoch, "val_accuracy": 0}) is None  # 3 is the last
+        verdict = ledger.verdict(trial, {"epoch": 2, "val_accuracy": value})
+        ended.append(bool(verdict))
+        band = sorted(values[: n + 1], reverse=True)  # wandb/sweeps, hyperband_stopping.py
+        assert ended[-1] == (value < band[int(len(band) / 3)]), (values[: n + 1], verdict)
+    assert ended == [False, True, False, False, True, False, False]
+
+
+def test_a_metric_that_is_to_be_low(write):
+    given = definition(
+        method="bayes", metric={"name": "val_loss"}, early_terminate={"type": "hyperband", "min_iter": 1}
+    )
+    ledger = begin(write(given))
+    assert ledger.study.direction == optuna.study.StudyDirection.MINIMIZE
+    for value, ended in [(0.5, False), (0.9, True), (0.1, False)]:
+        trial = ledger.claim()
+        assert bool(ledger.verdict(trial, {"epoch": 1, "val_loss": value})) == ended
+        ledger.finish(trial, outcome(val_loss=value))
+    assert ledger.study.best_value == 0.1
+
+
+CHANGES = [
+    ({"parameters": {"epochs": {"value": 2}}}, 0, "parameters"),
+    ({"method": "bayes"}, 0, "method"),
+    ({"metric": {"name": "val_loss"}}, 0, "metric"),
+    ({}, 1, "seed"),
+    ({"run_cap": 9, "description": "more"}, 0, None),
+]
+
+
+@pytest.mark.parametrize("changes, seed, key", CHANGES)
+def test_only_the_same_sweep_is_gone_on_with(changes, seed, key, write):
+    begin(write(definition()))
+    path = write(definition(**changes))
+    if key:
+        with pytest.raises(InputError, match=f"^{key} is not what 'small' was begun with"):
+            begin(path, seed)
+    else:
+        assert begin(path, seed).claim().number == 0
+        assert sweep.results("small", folder=".").attrs["definition"] == sweep.read_sweep(path).definition
+
+
+def test_a_password_is_not_shown(monkeypatch, capsys, write):
+    pytest.importorskip("psycopg")
+    address = "postgresql+psycopg://me:secret@localhost:1/x"
+    assert sweep.main([str(write(definition())), "--storage", address, "--folder", "."], load=tiny) == 2
+    assert "secret" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="sweep 'none' in sqlite"):
+        sweep.results("none", "sqlite:///a.db")
+
+
+# ------------------------------------------------------------------------------------------------------- whole sweeps
+
+
+def test_a_sweep_from_file_to_table(write, tmp_path, monkeypatch):
+    from test_train import read_wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    parameters = definition()["parameters"] | {LR: {"values": [0.01, 1e30]}, "optimizer": {"values": ["sgd", "adam"]}}
+    given = definition(
+        method="grid",
+        parameters=parameters | {"hidden_size": {"value": 9}, "epochs": {"value": 4}, "activation": {"value": "ReLU"}},
+        early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2},
+        run_cap=12,
+        project="somewhere",
+    )
+    status, out, err = process(write(given), "--workers", "2")
+    assert status == 0 and "Traceback" not in err
+    table = sweep.results("small", folder=".")
+    loaded = sweep.load_results("small", folder=".")
+    assert json.loads(out) == {"table": "small.csv", "best_val_accuracy": table.val_accuracy.max()} | dict(
+        table.state.value_counts()
+    )
+    pd.testing.assert_frame_equal(table, loaded, check_dtype=False)
+    assert table.attrs == loaded.attrs and table.attrs["wall_seconds"] > table.seconds.sum() / 2
+    assert list(table.columns) == sweep.COLUMNS and list(table.number) == list(range(12))
+    assert {"complete", "not finite"} <= set(table.state) and set(table.state) <= {"complete", "pruned", "not finite"}
+    for row in table.itertuples():
+        config = Config(**{name: getattr(row, name) for name in sweep.FIELDS})
+        alone = helpers.train(config, tiny("")).history[: len(row.val_accuracy_history)]
+        for metric in train.METRICS:
+            assert getattr(row, f"{metric}_history") == [one[metric] for one in alone]
+            last = getattr(row, metric)
+            assert pd.isna(last) if row.state == "not finite" else last == alone[-1][metric]
+        if row.state == "complete":
+            assert row.best_val_accuracy == max(row.val_accuracy_history) and len(alone) == 4
+        assert ("not finite" in row.stopped, "hyperband" in row.stopped) == (
+            row.state == "not finite",
+            row.state == "pruned",
+        )
+    runs = {}
+    for n, folder in enumerate(tmp_path.glob("wandb/offline-run-*")):
+        one = tmp_path / f"run{n}" / "wandb"
+        one.mkdir(parents=True)
+        (one / folder.name).symlink_to(folder)
+        run = read_wandb(one.parent)
+        assert (run.run.run_group, run.run.project) == ("small", "somewhere")
+        runs[int(run.run.run_id.split("-")[1])] = run
+    assert sorted(runs) == list(range(12))
+    for row in table.itertuples():
+        run = runs[row.number]
+        assert run.run.display_name == Config(**{name: run.config[name] for name in sweep.FIELDS}).run_name
+        assert len(run.history) == len(row.val_accuracy_history) and run.config["learning_rate"] == row.learning_rate
+    rerun = [process("rerun", "small", n)[:2] for n in (0, int(table.number[table.state == "not finite"].iloc[0]))]
+    for status, out in rerun:
+        again = json.loads(out)
+        assert status == 0 and again["agrees"] and again["same_machine"] and again["then"] == again["now"]
+
+
+def test_a_table_that_was_made_up_is_found_out(write, capsys):
+    table = sweep.run(write(definition(run_cap=2)), folder=".", load=tiny)
+    argv = ["rerun", "small", "1", "--folder", "."]
+    assert sweep.main(argv, load=tiny) == 0
+    sweep._export(table.assign(val_accuracy=table.val_accuracy + 1e-9), Path(), "small")
+    assert sweep.main(argv, load=tiny) == 1
+    sweep._export(table.assign(val_accuracy=table.val_accuracy + 1e-9, machine="another"), Path(), "small")
+    assert sweep.main(argv, load=tiny) == 0
+    sweep._export(table.assign(val_accuracy=table.val_accuracy + 0.02, machine="another"), Path(), "small")
+    assert sweep.main(argv, load=tiny) == 1
+    assert sweep.main(["rerun", "small", "2", "--folder", "."], load=tiny) == 2
+    capsys.readouterr()
+
+
+def test_the_same_file_and_seed_give_the_same_trials_whatever_is_killed(write, tmp_path):
+    """One worker, twice: left alone, and with the worker, and then the parent, killed in the middle of a trial."""
+    stopping = {"type": "hyperband", "min_iter": 2}
+    path = write(definition(method="bayes", run_cap=13, parameters=SLOW, early_terminate=stopping))
+    one, other = ((path, "--workers", "1", "--folder", folder) for folder in ("one", "other"))
+    storage = "sqlite:///other/optuna.db"
+    with started(*other) as running:
+        until(lambda: len(finished("small", storage)) > 3)
+        workers(running)[0].kill()
+        until(lambda: len(finished("small", storage)) > 7)
+        running.kill()
+    assert [process(*argv)[0] for argv in (one, other)] == [0, 0]
+    one, other = (sweep.load_results("small", folder=folder) for folder in ("one", "other"))
+    assert untimed(one) == untimed(other) and len(one) == 13 and "pruned" in set(one.state)
+
+
+def kill_at_random(rng, running):
+    """Kill one worker, all workers or the parent with -9; return whether it was the parent."""
+    victim = rng.choice(["worker", "workers", "parent"])
+    team = workers(running)
+    for one in {"worker": team[:1], "workers": team, "parent": [running]}[victim]:
+        one.kill()
+    if victim == "parent":
+        running.wait()
+        until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in team), 2)
+    return victim == "parent"
+
+
+def test_nothing_is_lost_or_counted_twice_over_random_kills(write):
+    seed = int(time.time())
+    rng, count, kills, recorded = np.random.default_rng(seed), 6 + 4 * KILLS, 0, {}
+    argv = write(definition(run_cap=count, parameters=SLOW)), "--workers", "2"
+    while kills < KILLS:
+        with started(*argv) as running:
+            dead, before = False, 0
+            while kills < KILLS and not dead:
+                until(lambda least=before + 1: workers(running) and len(trials()) >= least)
+                time.sleep(rng.uniform(0, 0.8))
+                now = finished()
+                assert recorded.items() <= now.items(), f"seed {seed}"
+                recorded, before = now, len(trials())
+                dead = kill_at_random(rng, running)
+                kills += 1
+    status, out, err = process(*argv)
+    assert status == 0 and "Traceback" not in err, err
+    done = finished()
+    assert recorded.items() <= done.items() and sorted(done) == list(range(count)), f"seed {seed}"
+    table = sweep.load_results("small", folder=".")
+    assert list(table.number) == list(range(count)) and set(table.state) == {"complete"}
+    given = sweep.read_sweep(argv[0])
+    drawn = [given.config(sweep.suggest(given, [None] * n, 0)) for n in range(count)]
+    assert [Config(**{name: row[name] for name in sweep.FIELDS}) for _, row in table.iterrows()] == drawn
+    assert len({json.dumps(asdict(one)) for one in drawn}) == count  # fresh suggestions throughout
+    assert process(*argv)[0] == 0 and finished() == done  # nothing is left to do
+    print(f"{kills} kills, {sum(one.user_attrs['attempts'] - 1 for one in trials())} trials begun again")
+
+
+def test_ctrl_c_ends_it_cleanly_within_two_seconds_and_the_same_command_goes_on(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    argv = write(definition(run_cap=40, parameters=SLOW)), "--workers", "2"
+    with started(*argv) as running:
+        team = until(lambda: len(finished()) > 1 and workers(running))
+        began = time.monotonic()
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        _, err = running.communicate(timeout=10)
+        assert time.monotonic() - began < 2 and running.returncode == 130 and "Traceback" not in err
+        assert err.splitlines()[-1] == "sweep.py: interrupted; the same command goes on from here"
+        assert not any(one.is_running() for one in team)
+    before, count = finished(), len(trials()) + 1
+    assert process(*argv, "--count", count)[0] == 0
+    assert before.items() <= finished().items() and sorted(finished()) == list(range(count))
+    runs = [folder.name.split("-")[-1] for folder in tmp_path.glob("wandb/offline-run-*")]
+    assert sorted(map(int, runs)) == list(range(count))  # one run a trial, none of the interrupted attempts
+
+
+def test_ctrl_c_in_the_first_second_is_as_clean(write):
+    with started(write(definition(run_cap=4, parameters=SLOW)), "--workers", "2") as running:
+        until(lambda: workers(running))
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate(timeout=10)
+        assert running.returncode == 130 and len(err.splitlines()) == 1
+
+
+def test_sweeps_side_by_side_on_one_storage(write):
+    """Two sweeps, one of them begun twice, on one new storage."""
+    files = [write(definition(run_cap=7, parameters=SLOW), name) for name in ("one", "one", "other")]
+    begun = [subprocess.Popen(command(f, "--workers", "1"), stderr=subprocess.PIPE, text=True) for f in files]
+    errors = [one.communicate(timeout=120)[1] for one in begun]
+    assert [one.returncode for one in begun] == [0, 0, 0], errors
+    for name in ("one", "other"):
+        table = sweep.results(name, folder=".")
+        assert list(table.number) == list(range(7)) and set(table.state) == {"complete"}
+        assert {one.user_attrs["attempts"] for one in trials(name)} == {1}
+    owners = {one.user_attrs["owner"]["pid"] for one in trials("one")}
+    assert len(owners) == 2  # both did their part
+
+
+def test_a_terminal_gets_a_bar_with_the_best_so_far(write):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # rows, columns
+    running = subprocess.Popen(command(write(definition())), stderr=theirs, stdout=subprocess.PIPE, text=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # all are gone who wrote to it
+        while part := os.read(ours, 9999):
+            shown += part
+    out, best = running.communicate()[0], sweep.load_results("small", folder=".").val_accuracy.max()
+    assert (
+        "6/6 [" in shown.decode()
+        and f"best val_accuracy {best:.4f}" in shown.decode()
+        and "sweep.py:" not in shown.decode()
+    )
+    assert json.loads(out)["best_val_accuracy"] == best
+
+
+def test_a_full_disk_ends_in_a_sentence(write):
+    path = write(definition(run_cap=50))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (130_000, 130_000))  # noqa: E731
+    status, out, err = process(path, preexec_fn=limit)
+    last = err.splitlines()[-1]
+    assert status == 2 and not out and "Traceback" not in err
+    assert re.search("the storage cannot be used: .*(disk|full|I/O)", last), last
+    before = finished()
+    assert process(path, "--count", len(before) + 1)[0] == 0 and before.items() <= finished().items()
+
+
+def test_a_storage_that_cannot_be_written_ends_in_a_sentence(write):
+    Path("optuna.db").mkdir()
+    status, _, err = process(write(definition()))
+    assert status == 2 and err.count("\n") == 1 and "the storage cannot be used" in err
+
+
+def test_an_error_in_a_worker_ends_the_sweep_in_a_sentence_and_loses_nothing(write):
+    path = write(definition(run_cap=4))
+    status, out, err = process(path, "--workers", "2", load="broken")
+    assert (status, out, err) == (2, "", "sweep.py: RuntimeError: no images today\n")
+    assert process(path)[0] == 0 and sorted(finished()) == [0, 1, 2, 3]
+
+
+def broken(name):
+    """A loader that works in the parent, which calls it first, and not in its workers."""
+    if Path("called").exists():
+        raise RuntimeError("no images today")
+    Path("called").touch()
+    return tiny(name)
+
+
+# --------------------------------------------------------------------------------------------------- many machines, W&B
+
+
+@pytest.fixture
+def postgres():
+    """The address of a PostgreSQL server of our own, which is stopped afterwards."""
+    pytest.importorskip("psycopg", reason="the PostgreSQL driver, psycopg, is not installed")
+    found = shutil.which("initdb") or next(
+        iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))), None
+    )
+    if not found:
+        pytest.skip("PostgreSQL's server (initdb, pg_ctl) is not installed")
+    found, user = Path(found).resolve(), "nobody" if os.getuid() == 0 else None  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp())  # tmp_path is closed to other users
+    if user:
+        shutil.chown(folder, user)
+    call = lambda *argv: subprocess.run([*map(str, argv)], user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)  # noqa: E731
+    try:
+        call(found, "-D", folder / "data", "-U", "me", "-A", "trust", "--no-sync")
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+        call(found.with_name("pg_ctl"), "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
+        yield f"postgresql+psycopg://me@/postgres?host={folder}"
+    finally:
+        call(found.with_name("pg_ctl"), "-D", folder / "data", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def here(name):
+    """A loader of a machine that gives others up soon."""
+    sweep.BEAT, sweep.GRACE = 0.2, 4
+    return tiny(name)
+
+
+def elsewhere(name):
+    """A loader of another machine, whose processes ours cannot look at."""
+    platform.node = lambda: "elsewhere"
+    return here(name)
+
+
+def test_two_machines_share_a_sweep_on_postgresql_and_one_dies(postgres, write):
+    argv = write(definition(run_cap=12, parameters=SLOW)), "--storage", postgres, "--workers", "1"
+
+    def at_work(node):
+        running = [one for one in trials("small", postgres) if one.state == optuna.trial.TrialState.RUNNING]
+        return [one for one in running if one.user_attrs["owner"]["node"] == node]
+
+    with started(*argv, "--folder", "elsewhere", load="elsewhere") as other, started(*argv, load="here") as running:
+        until(lambda: at_work("elsewhere") and at_work(platform.node()) and len(finished("small", postgres)) > 1)
+        other.kill()
+        (left,) = until(lambda: not workers(other) and at_work("elsewhere"))
+        before = finished("small", postgres)
+        _, err = running.communicate(timeout=300)
+        assert running.returncode == 0, err
+    done = finished("small", postgres)
+    assert before.items() <= done.items() and sorted(done) == list(range(12))
+    assert {one.number for one in trials("small", postgres) if one.user_attrs["attempts"] > 1} == {left.number}
+    table = sweep.load_results("small", folder=".")
+    assert untimed(table) == untimed(sweep.results("small", postgres)) and set(table.state) == {"complete"}
+    assert not Path("optuna.db").exists()
+
+
+class FakeServer:
+    """W&B's server, as far as sweep.py sees it: it draws from the sweep it was given, and keeps runs of train.py."""
+
+    def __init__(self):
+        self.default_entity, self.runs, self.agents = "somebody", [], []
+
+    def create(self, given, project=None, entity=None):
+        self.given, self.where = json.loads(json.dumps(given)), (entity, project)
+        return "abc123"
+
+    def agent(self, sweep_id, project=None, entity=None):
+        self.agents.append((sweep_id, project, entity, os.getcwd(), shutil.which("python")))
+        given = sweep._sweep(self.given)
+        for n in range(given.count):
+            config = given.config(sweep.suggest(given, [None] * n, 0))
+            history = helpers.train(config, tiny("")).history
+            run = SimpleNamespace(config=asdict(config) | {"_wandb": {}}, state=["finished", "killed", "failed"][n % 3])
+            run.summary = train.train_and_log(config, tiny(""), test=False) | {"_step": 3}
+            run.created_at = f"2026-01-01T00:00:{n:02}Z"
+            run.scan_history = lambda keys, history=history: [{key: row[key] for key in keys} for row in history]
+            self.runs.insert(0, run)  # the newest first
+
+    def sweep(self, address):
+        assert address == "somebody/CS6910_Assignment_1/abc123"
+        return self
+
+
+def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
+    import wandb
+
+    server = FakeServer()
+    monkeypatch.setattr(wandb, "sweep", server.create)
+    monkeypatch.setattr(wandb, "agent", server.agent)
+    monkeypatch.setattr(wandb, "Api", lambda: server)
+    path = write(definition())
+    assert sweep.main([str(path), "--engine", "wandb", "--count", "3", "--folder", "."]) == 0
+    out, err = capsys.readouterr()
+    assert "wandb agent somebody/CS6910_Assignment_1/abc123" in err
+    assert server.given["run_cap"] == 3 and server.where == (None, "CS6910_Assignment_1")
+    assert server.agents[0][3] == str(ROOT) and server.agents[0][4] == str(Path(sys.executable).parent / "python")
+    table = sweep.load_results("small", folder=".")
+    assert list(table.columns) == sweep.COLUMNS and list(table.state) == ["complete", "pruned", "failed"]
+    local = sweep.run(write(definition(run_cap=3), "local"), folder="local", load=tiny)
+    same = [*sweep.FIELDS, *train.METRICS, "best_val_accuracy", *sweep.HISTORIES]
+    pd.testing.assert_frame_equal(table[same], local[same])
+
+
+def test_wandb_without_a_key_ends_in_a_sentence(write):
+    status, out, err = process(write(definition()), "--engine", "wandb")
+    assert status == 2 and not out and err.count("\n") == 1 and "W&B: No API key" in err
+
+
+# -------------------------------------------------------------------------------------------------------- our own tables
+
+
+def test_quick_is_another_sweep_of_four_trials_of_one_epoch(write, capsys):
+    table = sweep.run(write(definition()), quick=True, folder=".", load=tiny)
+    assert len(table) == 4 and set(table.epochs) == {1} and Path("small-quick.csv").exists()
+    assert not Path("small.csv").exists()
+    capsys.readouterr()
+
+
+def test_results_that_are_missing_are_run(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(sweep, "run", lambda file, folder: asked.append((file, folder)))
+    with pytest.raises(FileNotFoundError):  # as this run writes none
+        sweep.load_results("random", tmp_path)
+    assert asked == [(ROOT / "sweeps" / "random.yaml", tmp_path)]
+
+
+@pytest.mark.parametrize("name", TABLES or [pytest.param("none", marks=pytest.mark.skip("no table in data/sweeps"))])
+def test_two_rows_drawn_at_random_from_each_table_come_out_again(name):
+    table = sweep.load_results(name)
+    given = sweep._sweep(table.attrs["definition"])
+    assert len(table) == given.count and "running" not in set(table.state)
+    quick = table[(table.state != "failed") & (table.seconds <= table.seconds.median())]  # for the test's own time
+    numbers = np.random.default_rng().choice(quick.number, 2, replace=False)
+    argv = [sys.executable, str(ROOT / "sweep.py"), "rerun", name]
+    both = [subprocess.Popen([*argv, str(n)], stdout=subprocess.PIPE, text=True) for n in numbers]
+    for n, one in zip(numbers, both):
+        out = one.communicate(timeout=600)[0]
+        again = json.loads(out)
+        assert one.returncode == 0 and again["agrees"] and again["trial"] == n, out
