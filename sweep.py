@@ -42,7 +42,6 @@ from uuid import uuid4
 
 import numpy as np
 import optuna
-import pandas as pd
 import psutil
 import sqlalchemy
 import yaml
@@ -352,6 +351,8 @@ class Ledger:
 
     def table(self):
         """What `results` returns."""
+        import pandas as pd  # half a second, which workers save
+
         rows = []
         for trial in self.trials():
             outcome = trial.user_attrs["outcome"] if trial.state.is_finished() else {"state": "running"}
@@ -551,6 +552,8 @@ def load_results(name, folder=FOLDER):
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         run(ROOT / "sweeps" / f"{name}.yaml", folder=folder)
+    import pandas as pd
+
     lists = dict.fromkeys(HISTORIES, json.loads)
     table = pd.read_csv(path, parse_dates=["created"], converters=lists)
     table.attrs = json.loads(path.with_suffix(".json").read_text())
@@ -572,13 +575,14 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
     config, epochs = Config(**{f.name: f.type(row[f.name]) for f in fields(Config)}), len(row.val_accuracy_history)
     until = lambda now: "as then" if row.state == "pruned" and now["epoch"] == epochs else None  # noqa: E731
     now = train_and_log(config, load(config.dataset), on_epoch=until, test=False)["val_accuracy"]
-    then, same = None if pd.isna(row.val_accuracy) else float(row.val_accuracy), row.machine == machine()
+    then, same = None if np.isnan(row.val_accuracy) else float(row.val_accuracy), row.machine == machine()
     agrees = then == now if same or None in (then, now) else abs(then - now) < 0.01
     return {"name": name, "trial": trial, "then": then, "now": now, "same_machine": same, "agrees": agrees}
 
 
 def _run_on_wandb(sweep):
     """Create the sweep on W&B's server, work for it here until it is done, and bring its runs home as a table."""
+    import pandas as pd
     import wandb
 
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # agents start `python`
@@ -601,7 +605,7 @@ def _row_from_wandb(number, run):
     states = {"finished": "complete", "running": "running", "killed": "pruned", "stopped": "pruned"}
     state = "not finite" if "not finite" in str(run.summary.get("stopped")) else states.get(run.state, "failed")
     history = list(run.scan_history(keys=list(METRICS)))
-    row = {"number": number, "state": state, "created": pd.Timestamp(run.created_at)}
+    row = {"number": number, "state": state, "created": np.datetime64(run.created_at.rstrip("Z"))}
     row |= asdict(Config(**{name: value for name, value in run.config.items() if name in FIELDS}))
     row |= {name: run.summary.get(name) for name in [*RESULTS, "machine"]}
     return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}

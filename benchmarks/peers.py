@@ -300,6 +300,7 @@ class Results:
 
 
 def geometric_mean(values):
+    """The geometric mean: what ratios are averaged by."""
     return float(np.exp(np.mean(np.log(values))))
 
 
@@ -309,15 +310,18 @@ def number(value):
 
 
 def span(values):
+    """The median and the range, as text."""
     return f"{number(np.median(values))} ({number(min(values))}-{number(max(values))})"
 
 
 def markdown(header, rows):
+    """A Markdown table."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n\n"
 
 
 def report_epochs(results, options):
+    """The first table: seconds per epoch of all peers, and what they took to prepare."""
     text = (
         "## Seconds per epoch\n\nCPU seconds, which on one thread are those of the clock where nothing else wants the"
     )
@@ -354,6 +358,7 @@ def report_epochs(results, options):
 
 
 def report_costs(results, options):
+    """The second: what a training costs besides its steps."""
     load = {q: number(results.median("costs", "loading", "first_load", q)) for q in ("import", "first", "later")}
     text = "## What else a training costs\n\n"
     text += f"Importing NumPy and helpers takes {load['import']} s. Loading the data set takes {load['first']} s the"
@@ -370,6 +375,7 @@ def report_costs(results, options):
 
 
 def report_processes(results, options):
+    """The third: one training process and two side by side."""
     rows = []
     for shape in ends(options.shapes):
         for count in map(str, range(1, min(2, len(options.cores)) + 1)):
@@ -384,6 +390,7 @@ def report_processes(results, options):
 
 
 def report_growth(results, options):
+    """The fourth: how time and memory grow with width, depth and the number of images."""
     text = "## How time and memory grow\n\nBatch 128, rmsprop; 10,000 images, or 6x128 and as many as said. The images,"
     text += " which all processes share, are in peak memory and not in private memory.\n\n"
     header = ["parameters", "s per 10,000 images", "Gflop/s", "peak memory, MB", "private memory, MB"]
@@ -406,6 +413,7 @@ REPORTS = {"epochs": report_epochs, "costs": report_costs, "processes": report_p
 
 
 def report(results, options):
+    """The whole of results.md."""
     about = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", about.read_text()) if about.exists() else []
     packages = dict.fromkeys(["numpy", *(package for name in options.peers for package in PEERS[name][1])])
@@ -477,6 +485,8 @@ def save(options, text, results):
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence."""
+
     def error(self, message):
         self.exit(2, f"{Path(__file__).name}: {message}\n")
 
@@ -495,6 +505,7 @@ def some_of(what, allowed):
 
 
 def shapes(text):
+    """The shapes in a flag's text, such as 6x128/128,3x32/16."""
     parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for part in parts:
         if not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}/[1-9]\d{0,3}", part):
@@ -503,12 +514,14 @@ def shapes(text):
 
 
 def rounds(text):
+    """The number of rounds in a flag's text."""
     if not re.fullmatch(r"[1-9]\d{0,3}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; allowed: 1 to 9999")
     return int(text)
 
 
 def parse_arguments(arguments):
+    """The flags, checked."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="two shapes, rmsprop, the peers that start fast; no files")
     parser.add_argument("--tables", type=some_of("table", MEASURES), help=", ".join(MEASURES))
@@ -532,6 +545,7 @@ def parse_arguments(arguments):
 
 
 def main(arguments=None):
+    """The command line; returns the exit status."""
     options = parse_arguments(arguments)
     rows = []
     try:
