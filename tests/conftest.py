@@ -1,7 +1,13 @@
+import signal
+
 import numpy as np
 import pytest
 
 import helpers
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # where it is ignored, as in a background job, children ignore it
 
 
 @pytest.fixture(scope="session")

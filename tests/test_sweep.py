@@ -1,6 +1,7 @@
 """sweep.py: what it reads, suggests and writes, and that no trial is lost or counted twice, whatever is killed and when."""
 
 import fcntl
+import inspect
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+import sqlalchemy
 import yaml
 
 import helpers
@@ -35,6 +37,7 @@ from helpers import Config, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted(path.stem for path in sweep.FOLDER.glob("*.csv"))
+IMPORTS = ["import platform", "from pathlib import Path", "import numpy as np", "import helpers, sweep"]
 KILLS = int(os.environ.get("KILLS", 6))  # KILLS=20 pytest tests/test_sweep.py -k kills
 
 
@@ -48,6 +51,26 @@ def tiny(name):
             x[y == k, 78 * k : 78 * (k + 1)] += 120
         parts += [x.astype(np.uint8), y]
     return helpers.Dataset(name, tuple("abcdefghij"), *parts)
+
+
+def broken(name):
+    """A loader that works in the parent, which calls it first, and not in its workers."""
+    if Path("called").exists():
+        raise RuntimeError("no images today")
+    Path("called").touch()
+    return tiny(name)
+
+
+def here(name):
+    """A loader of a machine that gives others up soon."""
+    sweep.BEAT, sweep.GRACE = 0.2, 4
+    return tiny(name)
+
+
+def elsewhere(name):
+    """A loader of another machine, whose processes ours cannot look at."""
+    platform.node = lambda: "elsewhere"
+    return here(name)
 
 
 def definition(**changes):
@@ -99,8 +122,10 @@ def write(tmp_path):
 
 def command(*argv, load="tiny"):
     """The command line of sweep.py in a process of its own, on tiny data, with everything it writes in this folder."""
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import sweep, test_sweep; "
-    code += f"sys.exit(sweep.main(load=test_sweep.{load}))"
+    loaders = [inspect.getsource(one) for one in (tiny, broken, here, elsewhere)]  # without all that is imported here
+    Path("loaders.py").write_text("\n".join([*IMPORTS, *loaders]))
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {os.getcwd()!r}]; import loaders, sweep; "
+    code += f"sys.exit(sweep.main(load=loaders.{load}))"
     return [sys.executable, "-c", code, *map(str, argv), *([] if "--folder" in argv else ["--folder", "."])]
 
 
@@ -133,7 +158,7 @@ def workers(running):
         return []
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=240):
     """Wait for `condition` to return something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -143,11 +168,12 @@ def until(condition, seconds=60):
     raise AssertionError(f"not within {seconds} s: {condition}")
 
 
-def trials(name="small", storage="sqlite:///optuna.db"):
+def trials(name="small", address="sqlite:///optuna.db"):
     """The trials of a sweep as Optuna reads them; none where there is no storage yet."""
     try:
-        return optuna.load_study(study_name=name, storage=optuna.storages.RDBStorage(storage)).get_trials()
-    except (KeyError, optuna.exceptions.StorageInternalError, Exception):
+        storage = optuna.storages.RDBStorage(address, skip_table_creation=True, skip_compatibility_check=True)
+        return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+    except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
         return []
 
 
@@ -785,14 +811,6 @@ def test_an_error_in_a_worker_ends_the_sweep_in_a_sentence_and_loses_nothing(wri
     assert process(path, "--workers", "1")[0] == 0 and sorted(finished()) == [0, 1, 2, 3]
 
 
-def broken(name):
-    """A loader that works in the parent, which calls it first, and not in its workers."""
-    if Path("called").exists():
-        raise RuntimeError("no images today")
-    Path("called").touch()
-    return tiny(name)
-
-
 # --------------------------------------------------------------------------------------------------- many machines, W&B
 
 
@@ -818,18 +836,6 @@ def postgres():
     finally:
         call(found.with_name("pg_ctl"), "-D", folder / "data", "-m", "immediate", "stop")
         shutil.rmtree(folder)
-
-
-def here(name):
-    """A loader of a machine that gives others up soon."""
-    sweep.BEAT, sweep.GRACE = 0.2, 4
-    return tiny(name)
-
-
-def elsewhere(name):
-    """A loader of another machine, whose processes ours cannot look at."""
-    platform.node = lambda: "elsewhere"
-    return here(name)
 
 
 def test_two_machines_share_a_sweep_on_postgresql_and_one_dies(postgres, write):

@@ -353,20 +353,17 @@ REAL = {"sgd": 0.1, "momentum": 0.02, "nag": 0.02, "rmsprop": 1e-3, "adam": 1e-3
 
 
 @pytest.mark.parametrize("optimizer", REAL)
-def test_every_optimiser_learns_fashion_mnist(optimizer, fashion):
+def test_every_optimiser_learns_fashion_mnist(optimizer, fashion, tiny_config):
     """At least 0.85 validation accuracy in four epochs; the reference report's Nesterov never passed 0.16."""
-    config = Config(
-        optimizer=optimizer, learning_rate=REAL[optimizer], num_layers=3, hidden_size=64, batch_size=64, epochs=4
-    )
+    shape = {"num_layers": 3, "hidden_size": 64, "batch_size": 64, "epochs": 4}
+    config = tiny_config(optimizer=optimizer, learning_rate=REAL[optimizer], **shape)
     best = max(row["val_accuracy"] for row in train(config, fashion).history)
     assert best >= 0.85
 
 
-def test_a_sane_result_on_mnist_test_images():
+def test_a_sane_result_on_mnist_test_images(tiny_config):
     data = helpers.load_dataset("mnist")
-    result = train(
-        Config(dataset="mnist", optimizer="adam", num_layers=2, hidden_size=64, batch_size=64, epochs=3), data
-    )
+    result = train(tiny_config(dataset="mnist", optimizer="adam", hidden_size=64, batch_size=64), data)
     assert helpers.evaluate(result.network, data.x_test, data.y_test)[1] >= 0.955
 
 
