@@ -4,8 +4,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import Image
+from matplotlib.colors import Normalize
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from helpers import write_atomically
 
@@ -13,6 +17,7 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 WIDTH = 7.0  # inches: the text width of the PDF, so that a font size here is the size on paper
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vPX*"
+HALO = [withStroke(linewidth=2, foreground="white")]  # keeps text readable on lines
 
 sns.set_theme(
     context="paper",
@@ -114,4 +119,171 @@ def confusion_matrix(counts, class_names):
     ax.set_yticks(ticks, class_names)
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.grid(False)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------------- sweeps
+
+WORDS = {"train": "training", "val": "validation", "init": "initialisation"}
+SHADES = plt.get_cmap("viridis")  # of accuracies: ordered in lightness too, so also for the colour-blind and in grey
+STATES = {"complete": "o", "pruned": "D", "not finite": "X", "failed": "X"}
+
+
+def words(name):
+    """A column's name in plain words: val_accuracy is 'validation accuracy'."""
+    return " ".join(WORDS.get(word, word) for word in name.split("_"))
+
+
+def _by_accuracy(table):
+    """The runs from worst to best, and the colour of each: those below the median share the darkest."""
+    table = table.sort_values("best_val_accuracy", na_position="first")
+    low, high = table.best_val_accuracy.quantile([0.3, 1])
+    return table, Normalize(low, high, clip=True)
+
+
+def sweep_curves(tables, metrics=("train_accuracy", "val_accuracy", "train_loss")):
+    """All runs of each sweep ({name: table of sweep.results}) in a row of panels; the colour is best_val_accuracy."""
+    figure, axes = plt.subplots(
+        len(tables), len(metrics), figsize=(WIDTH, 2.35 * len(tables)), layout="constrained", sharex="row"
+    )
+    for row, (name, table) in zip(axes, tables.items(), strict=True):
+        table, norm = _by_accuracy(table)
+        for ax, metric in zip(row, metrics, strict=True):
+            for values, best in zip(table[f"{metric}_history"], table.best_val_accuracy, strict=True):
+                color, last = SHADES(norm(best)), best == table.best_val_accuracy.max()
+                epochs = np.arange(1, len(values) + 1)
+                ax.plot(epochs, values, color=COLORS[3] if last else color, linewidth=1.8 if last else 0.7)
+            ax.set(title=words(metric), xlabel="epoch", ylim=(0, 2.6 if "loss" in metric else 1))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        row[0].set_ylabel(f"sweep: {name}", fontweight="bold")
+        scale = plt.cm.ScalarMappable(norm, SHADES)
+        figure.colorbar(scale, ax=row[-1], label="best validation accuracy", extend="min")
+    return figure
+
+
+def created(tables, floor=0.8):
+    """Best validation accuracy of each run against the minutes since its sweep began, and the best so far.
+
+    Runs below `floor` sit on the lower edge, where their number is written.
+    """
+    figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), layout="constrained", sharey=True)
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        table = table.sort_values("created")
+        minutes = (table.created - table.created.min()).dt.total_seconds() / 60
+        value = table.best_val_accuracy.fillna(0)
+        for j, (state, marker) in enumerate(STATES.items()):
+            here = table.state == state
+            if here.any():
+                y = value[here].clip(lower=floor)
+                ax.plot(minutes[here], y, marker, color=COLORS[j], markersize=4, alpha=0.8, label=state, clip_on=False)
+        ax.step(minutes, value.cummax().clip(lower=floor), where="post", color="k", linewidth=1, label="best so far")
+        ax.annotate(f"{(value < floor).sum()} of {len(table)} runs below {floor:.0%}", (0.98, 0.04), ha="right",
+                    xycoords="axes fraction", fontsize=8)  # fmt: skip
+        ax.set(xlabel="created, minutes after the first", title=name, ylim=(floor, 0.91))
+    axes[0].set_ylabel("best validation accuracy")
+    found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
+    return figure
+
+
+def _scale(values):
+    """Positions in [0, 1] of a parameter's values, and its ticks {position: label}."""
+    if values.dtype.kind in "fi" and values.nunique() > 8:
+        exact = np.log10(values) if values.min() > 0 and values.max() / values.min() > 50 else values.astype(float)
+        low, high = exact.min(), exact.max()
+        ticks = MaxNLocator(5, integer=exact is not values and high - low > 2).tick_values(low, high)
+        label = "{:g}".format if exact.equals(values.astype(float)) else (lambda tick: f"{10**tick:.2g}")
+        inside = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
+        return (exact - low) / (high - low), {(tick - low) / (high - low): label(tick) for tick in inside}
+    names = sorted(values.unique())
+    places = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.5]
+    return values.map(dict(zip(names, places, strict=True))), dict(zip(places, map(str, names), strict=True))
+
+
+def parallel_coordinates(table, parameters):
+    """One smooth line a run through its parameters to its best validation accuracy, which is its colour; best on top.
+
+    On an axis of few values the lines of one value are fanned out by accuracy. Runs without an accuracy (a loss not
+    finite) are dotted, and end below the axis.
+    """
+    table, norm = _by_accuracy(table)
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    rank = table.best_val_accuracy.fillna(0).rank(pct=True).to_numpy() - 0.5
+    columns, low, high = [], table.best_val_accuracy.min(), table.best_val_accuracy.max()
+    for i, name in enumerate(parameters):
+        places, ticks = _scale(table[name])
+        fan = 0.5 / len(ticks) if table[name].nunique() <= 8 else 0
+        columns.append(places.to_numpy() + fan * rank)
+        for place, text in ticks.items():
+            ax.text(i - 0.03, place, text, ha="right", va="center", fontsize=7, path_effects=HALO, zorder=5)
+    finite = table.best_val_accuracy.notna().to_numpy()
+    ending = np.where(finite, (table.best_val_accuracy - low) / (high - low), -0.12) ** np.where(finite, 3, 1)
+    columns.append(ending)  # the cube spreads the best apart
+    for tick in (low, 0.7, 0.8, 0.85, 0.88, high):
+        if low <= tick <= high:
+            ax.text(len(parameters) + 0.04, ((tick - low) / (high - low)) ** 3, f"{tick:.3g}", va="center", fontsize=7)
+    if not finite.all():
+        ax.text(len(parameters) + 0.04, -0.12, "not finite", va="center", fontsize=7)
+    bend = np.linspace(0, 1, 30)
+    bend = 3 * bend**2 - 2 * bend**3  # leaves and meets every axis at a right angle
+    x = np.concatenate([i + np.linspace(0, 1, 30) for i in range(len(parameters))])
+    for run, (accuracy, *heights) in enumerate(zip(table.best_val_accuracy, *columns, strict=True)):
+        y = np.concatenate([a + (b - a) * bend for a, b in zip(heights, heights[1:], strict=False)])
+        best = run == len(table) - 1
+        color = "0.5" if np.isnan(accuracy) else COLORS[3] if best else SHADES(norm(accuracy))
+        style = ":" if np.isnan(accuracy) else "-"
+        ax.plot(x, y, style, color=color, linewidth=2 if best else 0.8, alpha=1 if best else 0.75)
+    for i, name in enumerate([*parameters, "best val accuracy"]):
+        ax.axvline(i, color="k", linewidth=0.8)
+        ax.text(i, 1.13, name.replace("_", "\n"), ha="center", va="bottom", fontsize=7.5)
+    ax.set(xlim=(-0.35, len(parameters) + 0.4), ylim=(-0.2, 1.12))
+    ax.axis("off")
+    return figure
+
+
+def importance(tables):
+    """tables: {sweep: a table with columns name, importance, deviation, correlation, see sweep.importance}."""
+    figure, axes = plt.subplots(
+        len(tables), 2, figsize=(WIDTH, 3.3 * len(tables)), layout="constrained", width_ratios=[1, 1.1], squeeze=False
+    )
+    for (left, right), (name, table) in zip(axes, tables.items(), strict=True):
+        whole = table.dropna(subset="importance").sort_values("importance")
+        left.barh(whole.name, whole.importance, xerr=whole.deviation, color=COLORS[0], error_kw={"linewidth": 0.8})
+        left.set(title=f"{name}: importance (fANOVA)", xlabel="share of the variance of validation accuracy")
+        signed = table.dropna(subset="correlation").iloc[::-1]
+        colors = [COLORS[2] if value > 0 else COLORS[3] for value in signed.correlation]
+        right.barh(signed.name, signed.correlation, color=colors)
+        right.axvline(0, color="k", linewidth=0.8)
+        right.set(title=f"{name}: correlation", xlabel="rank correlation with validation accuracy")
+        right.tick_params(axis="y", labelsize=7)
+        for ax in (left, right):
+            ax.grid(False, axis="y")
+    return figure
+
+
+def per_value(tables, parameters, floor=0.6):
+    """Every run by the value of each parameter; the best and the median of each value. Below `floor`: on the edge."""
+    figure, axes = plt.subplots(2, -(-len(parameters) // 2), figsize=(WIDTH, 5), layout="constrained", sharey=True)
+    rng, both = np.random.default_rng(0), pd.concat(tables, names=["sweep"])  # rng: only for where the dots lie
+    for ax, name in zip(axes.flat, parameters, strict=True):
+        few = both[name].nunique() <= 8
+        places, ticks = _scale(both[name]) if few else (both[name], {})
+        for j, sweep in enumerate(tables):
+            y = both.loc[sweep].best_val_accuracy.fillna(0).clip(lower=floor)
+            x = places[sweep] + rng.uniform(-0.05, 0.05, len(y)) * few
+            ax.plot(x, y, MARKERS[j], color=COLORS[j], markersize=2.5, alpha=0.6, label=sweep, clip_on=False)
+        if few:
+            groups = both.groupby(name).best_val_accuracy
+            for label, values, color in [("best", groups.max(), "k"), ("median", groups.median(), COLORS[3])]:
+                style = {"color": color, "markersize": 12, "markeredgewidth": 2, "label": label}
+                ax.plot(list(ticks), values.clip(lower=floor), "_", **style)
+            long = max(map(len, ticks.values())) > 3
+            ax.set_xticks(list(ticks), ticks.values(), rotation=50 if long else 0, fontsize=7)
+        else:
+            ax.set_xscale("symlog", linthresh=1e-6) if both[name].min() == 0 else ax.set_xscale("log")
+            ax.tick_params(axis="x", rotation=50)
+        ax.set(title=words(name), ylim=(floor, 0.92))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("best validation accuracy")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

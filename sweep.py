@@ -560,6 +560,38 @@ def load_results(name, folder=FOLDER):
     return table
 
 
+def importance(table, metric="best_val_accuracy", seeds=range(3)):
+    """What the parameters of a sweep had to do with `metric`: a table with name, importance, deviation, correlation.
+
+    importance: the share of the variance that goes with the parameter by itself, from fANOVA's random forest (Hutter,
+    Hoos & Leyton-Brown, 2014); mean and standard deviation over `seeds`. correlation: Spearman's, -1 to 1, of numbers;
+    names have a row for each value ("optimizer: adam"): with having it. Trials without `metric` are left out.
+    """
+    import pandas as pd
+
+    space = {name: d for name, d in _sweep(table.attrs["definition"]).space.items() if not d.single()}
+    table = table.dropna(subset=metric)
+    study = optuna.create_study(direction="maximize")
+    for row in table[[*space, metric]].to_dict("records"):
+        params = {
+            name: next((c for c in getattr(d, "choices", []) if c == row[name]), row[name]) for name, d in space.items()
+        }
+        study.add_trial(create_trial(params=params, distributions=space, value=row[metric]))
+    forests = [optuna.importance.FanovaImportanceEvaluator(seed=seed).evaluate(study) for seed in seeds]
+    forests, rows = pd.DataFrame(forests), []
+    for name in forests.mean().sort_values(ascending=False).index:
+        row = {"name": name, "importance": forests[name].mean(), "deviation": forests[name].std()}
+        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name]):
+            rows.append(row)
+            rows += [
+                {"name": f"{name}: {value}", "correlation": (table[name] == value).corr(table[metric], "spearman")}
+                for value in sorted(set(table[name]))
+            ]
+        else:
+            rows.append(row | {"correlation": table[name].corr(table[metric], "spearman")})
+    return pd.DataFrame(rows)
+
+
 def rerun(name, trial, folder=FOLDER, load=load_dataset):
     """Train a trial of a finished sweep again, from its row alone; return its val_accuracy then and now.
 

@@ -1,0 +1,99 @@
+"""Studies: lists of trainings whose table is stored, so that the report reads in seconds what took minutes to train.
+
+python study.py NAME ROW    trains a row of data/studies/NAME.csv again, and compares
+"""
+
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all, write_atomically
+from sweep import HISTORIES, machine
+from train import METRICS
+
+FOLDER = DATA_DIR / "studies"
+COLUMNS = [f.name for f in fields(Config)] + ["epoch", *METRICS, "test_accuracy", "seconds", "stopped", "machine"]
+
+
+def study(name, configs, folder=FOLDER, test=False):
+    """The table of these trainings, a row for each config and in their order: those stored in NAME.csv in `folder`, the
+    others trained now, side by side, and stored.
+
+    Columns: every field of Config; the epoch of best val_accuracy, whose weights are kept, and its metrics; with
+    `test`, the accuracy of these weights on the test images; seconds of the whole training; why it stopped; the
+    machine; the metrics of all epochs as lists (val_accuracy_history, ...).
+    """
+    path, configs = Path(folder) / f"{name}.csv", list(configs)
+    table = load_study(name, folder) if path.exists() else pd.DataFrame(columns=COLUMNS + HISTORIES)
+    rows = dict(zip(map(_config, table.to_dict("records")), table.to_dict("records")))
+    missing = [config for config in configs if config not in rows or test and np.isnan(rows[config]["test_accuracy"])]
+    for config, training in zip(missing, train_all(missing, keep_best=True)):
+        rows[config] = _row(config, training, test)
+        _store(path, rows.values())
+    return pd.DataFrame([rows[config] for config in configs], columns=COLUMNS + HISTORIES)
+
+
+def load_study(name, folder=FOLDER):
+    """The stored table of a study, all of it. Raises InputError where there is none."""
+    path = Path(folder) / f"{name}.csv"
+    if not path.exists():
+        known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"
+        raise InputError(f"there is no study {name!r} in {folder}; allowed: {known}")
+    return pd.read_csv(path, converters=dict.fromkeys(HISTORIES, json.loads))
+
+
+def rerun(name, number, folder=FOLDER):
+    """Train row `number` of a study again: its row now and then, and whether they agree (see sweep.rerun)."""
+    table = load_study(name, folder)
+    if number not in table.index:
+        raise InputError(f"ROW is {number}; allowed: 0 to {len(table) - 1}")
+    then = table.loc[number]
+    (training,) = train_all([_config(then)], keep_best=True)
+    now, same = _row(_config(then), training, test=not np.isnan(then.test_accuracy)), then.machine == machine()
+    compared = {name: [float(then[name]), float(now[name])] for name in [*METRICS, "test_accuracy"]}
+    close = [a == b or np.isnan(a) and np.isnan(b) or not same and abs(a - b) < 0.01 for a, b in compared.values()]
+    return {"name": name, "row": number, **compared, "same_machine": same, "agrees": all(close)}
+
+
+def _config(row):
+    return Config(**{f.name: f.type(row[f.name]) for f in fields(Config)})
+
+
+def _row(config, training, test):
+    """A row of the table, from what `train` with keep_best has returned."""
+    network, history, stopped = training
+    best = max(history, key=lambda row: row["val_accuracy"], default={})
+    row = asdict(config) | {name: best.get(name, np.nan) for name in ["epoch", *METRICS]}
+    data = load_dataset(config.dataset)
+    row["test_accuracy"] = evaluate(network, data.x_test, data.y_test)[1] if test and best else np.nan
+    row |= {"seconds": sum(one["seconds"] for one in history), "stopped": stopped, "machine": machine()}
+    return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
+
+
+def _store(path, rows):
+    table = pd.DataFrame(rows, columns=COLUMNS + HISTORIES)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as file:
+        table.assign(**{name: table[name].map(json.dumps) for name in HISTORIES}).to_csv(file, index=False)
+
+
+def main(argv=None):
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if len(argv) != 2 or not argv[1].isdigit():
+            raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME ROW")
+        outcome = rerun(argv[0], int(argv[1]))
+        print(json.dumps(outcome))
+        return 0 if outcome["agrees"] else 1
+    except (InputError, OSError) as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
