@@ -128,8 +128,9 @@ class Child:
 def settings(shape, optimizer="rmsprop", epochs=10**6):
     """The fields of a Config for a shape such as 6x128/128."""
     layers, width, batch = map(int, re.split("[x/]", shape))
-    sizes = {"num_layers": layers, "hidden_size": width, "batch_size": batch}
-    return sizes | {"optimizer": optimizer, "learning_rate": OPTIMIZERS[optimizer], "epochs": epochs}
+    network = {"num_layers": layers, "hidden_size": width, "activation": "tanh", "weight_init": "Xavier"}
+    rest = {"batch_size": batch, "weight_decay": 0, "epochs": epochs}
+    return network | rest | {"optimizer": optimizer, "learning_rate": OPTIMIZERS[optimizer]}
 
 
 def ends(shapes):
