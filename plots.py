@@ -82,13 +82,16 @@ def signal(profiles, titles):
     return figure
 
 
-def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy"), colors=None):
+def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
     """One panel per metric, one line per name. histories: {name: rows of helpers.train}, or a list of such for a band.
 
     Where a name has several histories (seeds), the line is their mean and the band their range.
     """
-    figure, axes = plt.subplots(1, len(metrics), figsize=(WIDTH, 2.8), layout="constrained", squeeze=False)
-    for ax, metric in zip(axes[0], metrics, strict=True):
+    columns = min(len(metrics), 3 if len(metrics) != 4 else 2)
+    lines = -(-len(metrics) // columns)
+    size = (WIDTH, 2.8 if lines == 1 else 2.1 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for ax, metric in zip(axes.flat, metrics, strict=True):
         for j, (name, runs) in enumerate(histories.items()):
             runs = runs if isinstance(runs[0], list) else [runs]
             values = np.array([[row[metric] for row in run] for run in runs])
@@ -98,8 +101,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy"), colors
             ax.plot(epochs, values.mean(0), color=color, marker=MARKERS[j], markersize=3.5, markevery=every, label=name)
             if len(runs) > 1:
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-        words = {"train": "training", "val": "validation"}
-        ax.set(xlabel="epoch", title=" ".join(words.get(word, word) for word in metric.split("_")))
+        ax.set(xlabel="epoch", title=words(metric))
         ax.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
@@ -119,6 +121,28 @@ def confusion_matrix(counts, class_names):
     ax.set_yticks(ticks, class_names)
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.grid(False)
+    return figure
+
+
+def image_rows(groups, n=8):
+    """groups: {label: images (any number, 784)}; the first n of each in a row."""
+    figure, axes = plt.subplots(len(groups), n, figsize=(WIDTH, 0.78 * len(groups) + 0.3), layout="constrained")
+    for row, (label, images) in zip(axes, groups.items(), strict=True):
+        for ax in row:
+            ax.axis("off")
+        for ax, image in zip(row, images, strict=False):
+            ax.imshow(image.reshape(28, 28), cmap="gray_r")
+        row[0].text(-0.1, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=7.5)
+    return figure
+
+
+def loss_gradients(p, force):
+    """force: {loss: |dL/dz| of each image}, against p, the probability of its true class."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
+    for j, (name, size) in enumerate(force.items()):
+        ax.plot(p, size, MARKERS[j], color=COLORS[j], markersize=2, alpha=0.4, label=name, rasterized=True)
+    ax.set(xlabel="probability given to the true class", ylabel="size of the gradient", xlim=(-0.01, 1.01))
+    figure.legend(loc="outside lower center", ncols=2, markerscale=3)
     return figure
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all, write_atomically
-from sweep import HISTORIES, machine
+from sweep import HISTORIES, config_of, machine
 from train import METRICS
 
 FOLDER = DATA_DIR / "studies"
@@ -29,8 +29,11 @@ def study(name, configs, folder=FOLDER, test=False):
     """
     path, configs = Path(folder) / f"{name}.csv", list(configs)
     table = load_study(name, folder) if path.exists() else pd.DataFrame(columns=COLUMNS + HISTORIES)
-    rows = dict(zip(map(_config, table.to_dict("records")), table.to_dict("records")))
-    missing = [config for config in configs if config not in rows or test and np.isnan(rows[config]["test_accuracy"])]
+    rows = dict(zip(map(config_of, table.to_dict("records")), table.to_dict("records")))
+    untested = {
+        c for c, row in rows.items() if test and np.isnan(row["test_accuracy"]) and "not finite" not in row["stopped"]
+    }
+    missing = [config for config in configs if config not in rows or config in untested]
     for config, training in zip(missing, train_all(missing, keep_best=True)):
         rows[config] = _row(config, training, test)
         _store(path, rows.values())
@@ -52,15 +55,11 @@ def rerun(name, number, folder=FOLDER):
     if number not in table.index:
         raise InputError(f"ROW is {number}; allowed: 0 to {len(table) - 1}")
     then = table.loc[number]
-    (training,) = train_all([_config(then)], keep_best=True)
-    now, same = _row(_config(then), training, test=not np.isnan(then.test_accuracy)), then.machine == machine()
+    (training,) = train_all([config_of(then)], keep_best=True)
+    now, same = _row(config_of(then), training, test=not np.isnan(then.test_accuracy)), then.machine == machine()
     compared = {name: [float(then[name]), float(now[name])] for name in [*METRICS, "test_accuracy"]}
     close = [a == b or np.isnan(a) and np.isnan(b) or not same and abs(a - b) < 0.01 for a, b in compared.values()]
     return {"name": name, "row": number, **compared, "same_machine": same, "agrees": all(close)}
-
-
-def _config(row):
-    return Config(**{f.name: f.type(row[f.name]) for f in fields(Config)})
 
 
 def _row(config, training, test):

@@ -560,6 +560,11 @@ def load_results(name, folder=FOLDER):
     return table
 
 
+def config_of(row):
+    """The Config in a row of a table."""
+    return Config(**{f.name: f.type(row[f.name]) for f in fields(Config)})
+
+
 def importance(table, metric="best_val_accuracy", seeds=range(3)):
     """What the parameters of a sweep had to do with `metric`: a table with name, importance, deviation, correlation.
 
@@ -604,7 +609,7 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
     if rows.empty:
         raise InputError(f"TRIAL is {trial!r}; allowed: 0 to {len(table) - 1}, if it has not failed")
     row = rows.iloc[0]
-    config, epochs = Config(**{f.name: f.type(row[f.name]) for f in fields(Config)}), len(row.val_accuracy_history)
+    config, epochs = config_of(row), len(row.val_accuracy_history)
     until = lambda now: "as then" if row.state == "pruned" and now["epoch"] == epochs else None  # noqa: E731
     now = train_and_log(config, load(config.dataset), on_epoch=until, test=False)["val_accuracy"]
     then, same = None if np.isnan(row.val_accuracy) else float(row.val_accuracy), row.machine == machine()
