@@ -73,7 +73,7 @@ def signal(profiles, titles):
     inits, activations = (list(dict.fromkeys(names)) for names in zip(*profiles, strict=True))
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for (init, activation), values in profiles.items():
-            j, style = activations.index(activation), ["--", "-"][inits.index(init)]
+            j, style = activations.index(activation), ["--", "-", ":"][inits.index(init)]
             layers = np.arange(1, len(values[i]) + 1)
             label = f"{init}, {activation}"
             ax.semilogy(layers, values[i], style, marker=MARKERS[j], color=COLORS[j], label=label, markersize=4)
@@ -244,7 +244,7 @@ def parallel_coordinates(table, parameters):
     ending = np.where(finite, (table.best_val_accuracy - low) / (high - low), -0.12) ** np.where(finite, 3, 1)
     columns.append(ending)  # the cube spreads the best apart
     for tick in (low, 0.7, 0.8, 0.85, 0.88, high):
-        if low <= tick <= high:
+        if tick in (low, high) or low + 0.01 < tick < high - 0.01:
             ax.text(len(parameters) + 0.04, ((tick - low) / (high - low)) ** 3, f"{tick:.3g}", va="center", fontsize=7)
     if not finite.all():
         ax.text(len(parameters) + 0.04, -0.12, "not finite", va="center", fontsize=7)

@@ -111,3 +111,15 @@ def test_readme_names_the_commands_and_files_that_exist():
     assert set(re.findall(r"make ([a-z-]+)", readme)) <= targets | {"sure"}
     for name in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / name).exists(), name
+
+
+def test_the_speeds_of_the_readme_are_those_measured():
+    measured = (ROOT / "benchmarks/results.md").read_text().split("### sgd")[0]
+    readme = (ROOT / "README.md").read_text()
+    for peer in ("torch eager", "torch.compile", "scikit-learn", "Keras on JAX", "JAX"):
+        mean, low, high = re.search(rf"- {peer} / helpers.py: ([\d.]+) .*; ([\d.]+) to ([\d.]+)\)", measured).groups()
+        assert re.search(rf"^\| {re.escape(peer)}[^|]* \| {mean} \({low} to {high}\) \|", readme, re.M), peer
+    ours, low, high = map(
+        float, re.search(r"helpers.py / matrix products: ([\d.]+) .*; ([\d.]+) to ([\d.]+)\)", measured).groups()
+    )
+    assert f"| {1 / ours:.2f} ({1 / high:.2f} to {1 / low:.2f}) |" in readme
