@@ -278,7 +278,7 @@ TYPST_PREAMBLE = r"""
 #show figure: set block(above: 1.5em, below: 1.5em)
 #show figure.where(kind: table): set block(breakable: true)
 #show figure.caption: set text(size: 0.92em)
-#show figure.caption: it => [*#it.supplement #context it.counter.display(it.numbering):* #it.body]
+#show figure.caption: it => block(sticky: true)[*#it.supplement #context it.counter.display(it.numbering):* #it.body]
 #show figure.where(kind: table): set figure.caption(position: top)
 #show figure.where(caption: none): set figure(numbering: none)
 

@@ -173,6 +173,8 @@ def test_the_numbers_of_the_readme_are_those_of_the_report():
     said = " ".join(out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown"))
     for pattern in (
         r"Test accuracy ([\d.]+ ± [\d.]+)",
+        r"\*\*([\d.]+) on the test images of MNIST",
+        r"Best validation accuracy: ([\d.]+)",
         r"Nesterov reaches ([\d.]+%)",
         r"largest relative error is ([\d.e-]+):",
     ):
