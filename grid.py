@@ -34,6 +34,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
+from helpers import _end_with_parent as end_with_parent
 from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
 from train import train_and_log
 
@@ -244,9 +245,9 @@ BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next ba
 def replay(curves, rows, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
-    curves: val_accuracy (n, EPOCHS) of the rows. rows: {values of PARAMETERS: row}. search: "random", or "tpe": Optuna's
-    as sweep.py sets it; where it asks for a row that is missing, it is asked again. hyperband: end a run after an epoch
-    of BANDS if it is not in the best 1/ETA of all that came so far, as sweep.py and W&B do.
+    curves: val_accuracy (n, EPOCHS) of the rows. rows: {values of PARAMETERS: row}. search: "random" or "tpe", which is
+    Optuna's as sweep.py sets it; where it asks for a row that is missing, it is asked again. hyperband: end a run after
+    an epoch of BANDS if it is not in the best 1/ETA of all that came so far, as sweep.py and W&B do.
     Returns a list of (runs, epochs spent, row): whenever a run trained whole is better than all before.
     """
     rng, study = np.random.default_rng(seed), None
@@ -286,15 +287,15 @@ def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
     done = done[done.table == state]
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
     missing = [(*one, seed) for seed in range(count) for one in searches if (*one, seed) not in known]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         for start in range(0, len(missing), 100):
             some = missing[start : start + 100]
             found = pool.map(partial(replay, curves, rows), *zip(*some))
-            new = [(*one, *f[:2], table.number[f[2]], state) for one, each in zip(some, found) for f in each]
+            new = [(*one, *f[:2], table.number.iloc[f[2]], state) for one, each in zip(some, found) for f in each]
             done = pd.concat([done, pd.DataFrame(new, columns=columns)])
             with write_atomically(path) as file:
                 done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
-    return done[done.seed < count].reset_index(drop=True)
+    return done[done.seed < count].reset_index(drop=True).infer_objects()
 
 
 def regrets(table, replayed, budgets, within=0.005):
@@ -343,7 +344,7 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
         done = pd.concat([done, pd.DataFrame([[number, seed, *accuracies, machine()]], columns=columns)])
         with write_atomically(path) as file:
             done.to_csv(file, index=False)
-    return done[[one in {w[:2] for w in wanted} for one in zip(done.number, done.seed)]][columns]
+    return done[[one in {w[:2] for w in wanted} for one in zip(done.number, done.seed)]][columns].infer_objects()
 
 
 # --------------------------------------------------------------------------------------------------------- command line

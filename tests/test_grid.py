@@ -280,7 +280,8 @@ def test_a_replay_is_what_sweep_py_would_do(search):
     found = grid.replay(curves, Rows(), search, True, 3, budget=120)
     if search == "random":
         asked = np.random.default_rng(3).integers(5832, size=200).tolist()
-    given = definition(run_cap=200, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3})
+    given = definition() | {"method": "random", "run_cap": 200}
+    given["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
     ledger, spent, best, expected = sweep.Ledger("sqlite:///other.db", "grid", sweep._sweep(given)), 0, -1, []
     for runs, row in enumerate(asked, 1):
         trial = ledger.claim()
