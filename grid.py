@@ -7,6 +7,7 @@ python grid.py seeds              trains 20 configurations with 5 seeds: data/gr
 python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about an hour on two cores
 --workers N    trainings side by side (default: one per core)
 --storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
+--folder DIR   where the tables are (default: data)
 
 Trials are given, kept and adopted as in sweep.py, and not logged to W&B. Unlike there, the test images are looked at
 after epochs 5 and 10, so that the table can say what a selection on validation images is worth: nothing selects on
@@ -364,18 +365,26 @@ def main(argv=None):
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
     parser.add_argument("--storage", default=STORAGE)
+    parser.add_argument("--folder", type=Path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
     parser.add_argument("number", nargs="?", type=int)
     try:
         given = parser.parse_args(argv)
+        path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
         if given.what == "rerun":
-            outcome = rerun(given.number)
-        elif given.what in ("seeds", "replay"):
-            table, path = (seeds(load_grid()), SEEDS) if given.what == "seeds" else (replays(load_grid()), REPLAYS)
-            outcome = {"table": str(path), "rows": len(table)}
+            outcome = rerun(given.number, path)
+        elif given.what == "seeds":
+            outcome = {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
+        elif given.what == "replay":
+            outcome = {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
         else:
-            table = run(given.workers, given.storage) if given.what == "run" else export(given.storage)
-            outcome = {"table": str(TABLE), "rows": len(table), "of": SPACE.count, **table.state.value_counts()}
+            table = run(given.workers, given.storage, path) if given.what == "run" else export(given.storage, path)
+            outcome = {
+                "table": str(path),
+                "rows": len(table),
+                "of": SPACE.count,
+                **table.state.value_counts().to_dict(),
+            }
         print(json.dumps(outcome))
         return 0 if outcome.get("agrees", True) else 1
     except KeyboardInterrupt:

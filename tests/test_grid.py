@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -160,12 +161,22 @@ def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_a
     assert grid.rerun(0, "changed.csv.gz", tiny)["agrees"]
 
 
-def test_what_cannot_be_used_is_refused_in_a_sentence(capsys, monkeypatch):
-    monkeypatch.setattr(grid, "TABLE", Path("none.csv.gz"))
-    for argv in (["rerun"], ["rerun", "x"], ["fly"], ["--workers", "0"], ["export", "--storage", "redis://a"]):
-        assert grid.main(argv) == 2, argv
+def test_the_command_line(capsys):
+    train(begin(), 2)
+    here = ["--folder", ".", "--storage", "sqlite:///grid.db"]
+    assert grid.main(["export", *here]) == 0
+    states = grid.load_grid("grid.csv.gz").state.value_counts().to_dict()
+    assert json.loads(capsys.readouterr().out) == {"table": "grid.csv.gz", "rows": 2, "of": 5832, **states}
+    for argv in (["rerun"], ["rerun", "x"], ["rerun", "2"], ["fly"], ["--workers", "0"], ["--storage", "redis://a"]):
+        assert grid.main([*here, *argv]) == 2, argv
         out, err = capsys.readouterr()
         assert err.count("\n") == 1 and not out
+    train(ledger := begin(), 3)
+    finished = len(ledger.trials())
+    assert grid.main(["export", *here]) == 0 and json.loads(capsys.readouterr().out)["rows"] == finished == 5
+
+
+def test_a_file_that_is_no_table_is_refused():
     Path("bad.csv.gz").write_bytes(b"number,state\n")
     for path in ("none.csv.gz", "bad.csv.gz"):
         with pytest.raises(InputError, match=path):
