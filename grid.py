@@ -14,7 +14,6 @@ after epochs 5 and 10, so that the table can say what a selection on validation 
 them. Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
 
-import argparse
 import json
 import math
 import os
@@ -37,6 +36,7 @@ from optuna.trial import TrialState, create_trial
 from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
 from helpers import _end_with_parent as end_with_parent
 from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
+from sweep import _Parser as Parser
 from train import train_and_log
 
 TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
@@ -322,38 +322,28 @@ def regrets(table, replayed, budgets, within=0.005):
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
-    """The best count/2 trainings of the table, and as many spread evenly over the ranks of the others that were
-    complete, with other seeds: number, seed, and after all epochs val_accuracy and test_accuracy; and the machine.
+    """The best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
+    others, with these seeds: number, seed, val_accuracy and test_accuracy after all epochs, machine.
 
-    Seed 0 is the table's row. What is in the file at `path` is not trained again; what is not is trained, and added.
+    What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
     """
     ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
     rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
-    chosen = ranked.iloc[[*range(count // 2), *rest]]
+    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
+    wanted = {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
     columns = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
-    of_table = chosen[["number", CURVES["val_accuracy"][-1], TESTS[-1], "machine"]]
-    of_table = of_table.set_axis(["number", *columns[2:]], axis=1).assign(seed=0)
-    stored = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
-    done = pd.concat([of_table, stored]).drop_duplicates(["number", "seed"])
-    known = set(zip(done.number, done.seed))
-    wanted = [(row["number"], seed, row) for row in chosen.to_dict("records") for seed in seeds]
-    missing = [one for one in wanted if one[:2] not in known]
-    configs = [_config(row, seed) for _, seed, row in missing]
-    for (number, seed, _), config, training in zip(missing, configs, train_all(configs)):
-        data = load_dataset(config.dataset)
+    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    missing = wanted.keys() - {(row["number"], row["seed"]) for row in rows}
+    for key, training in zip(sorted(missing), train_all([wanted[key] for key in sorted(missing)])):
+        data = load_dataset(wanted[key].dataset)
         accuracies = training.history[-1]["val_accuracy"], evaluate(training.network, data.x_test, data.y_test)[1]
-        done = pd.concat([done, pd.DataFrame([[number, seed, *accuracies, machine()]], columns=columns)])
+        rows.append(dict(zip(columns, [*key, *accuracies, machine()])))
         with write_atomically(path) as file:
-            done.to_csv(file, index=False)
-    return done[[one in {w[:2] for w in wanted} for one in zip(done.number, done.seed)]][columns].infer_objects()
+            pd.DataFrame(rows).to_csv(file, index=False)
+    return pd.DataFrame([row for row in rows if (row["number"], row["seed"]) in wanted], columns=columns)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(message)
 
 
 def main(argv=None):
@@ -362,7 +352,7 @@ def main(argv=None):
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
     parser.add_argument("--storage", default=STORAGE)
     parser.add_argument("--folder", type=Path, default=DATA_DIR)

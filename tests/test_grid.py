@@ -324,10 +324,10 @@ def test_tpe_finds_what_random_does_not_and_goes_on_where_it_was(tmp_path):
     assert not set(other.table) & set(both.table)
 
 
-def test_seeds_takes_the_table_s_rows_and_trains_the_others(monkeypatch):
-    table = fake(40).assign(test_accuracy_10=0.5)
-    best = table.nlargest(2, "val_accuracy_10").number
-    table.loc[table.number == best.iloc[0], "state"] = "pruned"
+def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(monkeypatch):
+    table = fake(40)
+    pruned, best = table.nlargest(2, "val_accuracy_10").number
+    table.loc[table.number == pruned, "state"] = "pruned"
     asked = []
 
     def train_all(configs):
@@ -338,16 +338,21 @@ def test_seeds_takes_the_table_s_rows_and_trains_the_others(monkeypatch):
     monkeypatch.setattr(grid, "train_all", train_all)
     monkeypatch.setattr(grid, "load_dataset", tiny)
     done = grid.seeds(table, 4, range(3), "seeds.csv")
-    assert len(done) == 12 and len(asked) == 8 and {c.seed for c in asked} == {1, 2} and len(set(asked)) == 8
-    chosen = list(dict.fromkeys(done.number))
-    assert best.iloc[0] not in chosen and best.iloc[1] in chosen
-    assert set(done[done.seed == 0].val_accuracy) == set(table[table.number.isin(chosen)].val_accuracy_10)
-    stored = pd.read_csv("seeds.csv")
-    stored[stored.seed != 2].to_csv("seeds.csv", index=False)
+    assert len(done) == len(set(asked)) == 12 and {config.seed for config in asked} == {0, 1, 2}
+    assert (
+        set(done.number) == {best, *done.number} - {pruned}
+        and table.nsmallest(1, "val_accuracy_10").number.isin(done.number).all()
+    )
+    for row, one in zip(done.to_dict("records"), asked):
+        trained = helpers.train(dataclasses.replace(one, epochs=1, hidden_size=8), tiny(""))
+        assert one == dataclasses.replace(config(table[table.number == row["number"]].iloc[0]), seed=row["seed"])
+        assert row["val_accuracy"] == trained.history[-1]["val_accuracy"]
+        assert row["test_accuracy"] == helpers.evaluate(trained.network, tiny("").x_test, tiny("").y_test)[1]
+    done[done.seed != 2].to_csv("seeds.csv", index=False)
     asked.clear()
     again = grid.seeds(table, 4, range(3), "seeds.csv")
-    assert {c.seed for c in asked} == {2} and len(asked) == 4
-    assert (
-        again.sort_values(["number", "seed"]).to_numpy().tolist()
-        == done.sort_values(["number", "seed"]).to_numpy().tolist()
+    assert {one.seed for one in asked} == {2} and len(asked) == 4
+    order = ["number", "seed"]
+    pd.testing.assert_frame_equal(
+        again.sort_values(order, ignore_index=True), done.sort_values(order, ignore_index=True)
     )
