@@ -306,14 +306,16 @@ def regrets(table, replayed, budgets, within=0.005):
     - runs and epochs until the regret is at most `within`: infinite where the replay has ended before.
     """
     y = accuracy(table).set_axis(table.number)
+    left, spent, runs = (y.max() - y[replayed.number]).to_numpy(), replayed.epochs.to_numpy(), replayed.runs.to_numpy()
     regret, needed = {}, {}
-    for one, found in replayed.groupby(["search", "hyperband", "seed"]):
-        left = np.array([y.max() - 0.1, *(y.max() - y[found.number])])  # 0.1: before the first whole training
-        regret[one] = left[np.searchsorted(found.epochs, budgets, side="right")]
-        needed[one] = next(iter(found[left[1:] <= within][["runs", "epochs"]].to_numpy()), [np.inf, np.inf])
+    for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
+        steps = np.array([y.max() - 0.1, *left[at]])  # 0.1: before the first whole training
+        regret[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
+        first = at[left[at] <= within][:1]
+        needed[one] = [*runs[first], *spent[first]] or [np.inf, np.inf]
     names, summary = {0.1: "q10", 0.5: "median", 0.9: "q90"}, []
     for values, columns in ((regret, budgets), (needed, ["runs", "epochs"])):
-        by = pd.DataFrame(values, index=columns).T.groupby(level=[0, 1])
+        by = pd.DataFrame([*values.values()], pd.MultiIndex.from_tuples(values), columns).groupby(level=[0, 1])
         summary.append(by.quantile(list(names), interpolation="nearest").rename(names, level=2))
     return summary
 
