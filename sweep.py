@@ -215,7 +215,11 @@ def _hyperband(given):
 def suggest(sweep, trials, seed):
     """The parameters of the next trial: by its number (grid), the seed (random), and the trials before it (bayes)."""
     if sweep.definition["method"] == "grid":
-        index = np.unravel_index(len(trials), [len(_choices(d)) for d in sweep.space.values()])
+        shape = [len(_choices(d)) for d in sweep.space.values()]
+        size = math.prod(shape)  # walked in strides coprime to it, so that the first trials are a balanced sample: for
+        # sweeps/grid.yaml, this one of all its 1,944 strides leaves pairs of values the most equally frequent
+        stride = next(n for n in range(round(0.8537 * size), 2 * size) if math.gcd(n, size) == 1)
+        index = np.unravel_index(len(trials) * stride % size, shape)
         return {name: _choices(d)[i] for i, (name, d) in zip(index, sweep.space.items())}
     state = int(np.random.SeedSequence([seed, len(trials)]).generate_state(1)[0])
     if sweep.definition["method"] == "random":
@@ -367,7 +371,8 @@ class Ledger:
 
 
 @contextmanager
-def _database_errors_as_sentences():
+def errors_as_sentences():
+    """A database that fails is an InputError."""
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
@@ -378,12 +383,12 @@ def _database_errors_as_sentences():
 # -------------------------------------------------------------------------------------------------------------- workers
 
 
-def _start_worker(storage, name, load, mode):
+def _start_worker(storage, name, mode, *functions):
     """A process in a group of its own, so that Ctrl-C is for this one alone; it ends when its standard input does."""
     code = f"import sys; sys.path[:] = {sys.path}; import sweep; sweep._work()"
     process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, process_group=0)
     with suppress(BrokenPipeError):  # it is dead already: that is noticed where its end is waited for
-        order = [storage, name, load.__module__, load.__qualname__, mode]
+        order = [storage, name, mode, [(each.__module__, each.__qualname__) for each in functions]]
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
     return process
@@ -393,17 +398,18 @@ def _work():
     """What a worker does: train what the ledger gives; exit with 2 and a sentence where that cannot go on."""
     out, sys.stdout = sys.stdout, sys.stderr  # a library that prints is not taken for the sentence
     try:
-        with _database_errors_as_sentences():
+        with errors_as_sentences():
             order = sys.stdin.readline()
             if not order:  # the parent ended before it told what to do
                 sys.exit(1)
-            storage, name, module, function, mode = json.loads(order)
+            storage, name, mode, functions = json.loads(order)
             Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()  # reads until the parent ends
-            load, ledger = cache(getattr(import_module(module), function)), Ledger(storage, name)
+            load, train = (getattr(import_module(module), function) for module, function in functions)
+            load, ledger = cache(load), Ledger(storage, name)
             while len(ledger.trials(finished=True)) < ledger.sweep.count:
                 if trial := ledger.claim():
                     with suppress(UpdateFinishedTrialError):  # we were taken for dead, and another has finished it
-                        ledger.finish(trial, _train(ledger, trial, load, mode))
+                        ledger.finish(trial, _train(ledger, trial, load, mode, train))
                 else:
                     time.sleep(0.3)  # the last ones are in work elsewhere; should they die there, we go on with them
     except Exception as error:
@@ -411,8 +417,8 @@ def _work():
         sys.exit(2)
 
 
-def _train(ledger, trial, load, mode):
-    """Train a trial, as a run in W&B; return its outcome."""
+def _train(ledger, trial, load, mode, train=train_and_log):
+    """Train a trial, as a run in W&B; return its outcome, with all that `train` returns."""
     config, history, seen = ledger.sweep.config(trial.params), [], time.time()
 
     def on_epoch(row):
@@ -431,11 +437,11 @@ def _train(ledger, trial, load, mode):
     where = {key: ledger.sweep.definition.get(key) for key in ("project", "entity")}
     try:
         about = {"mode": mode, "group": ledger.sweep.name, **where}
-        result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False, **about)
+        result = train(config, load(config.dataset), on_epoch=on_epoch, test=False, **about)
     except MemoryError as error:
         return _failure(str(error))
     outcome = {"state": "complete" if len(history) == config.epochs else "pruned", "machine": machine()}
-    outcome |= {name: result[name] for name in RESULTS}
+    outcome |= {name: value for name, value in result.items() if name not in FIELDS}
     outcome |= {f"{metric}_history": [row[metric] for row in history] for metric in METRICS}
     if result["train_loss"] is None:
         outcome |= {"state": "not finite", "best_val_accuracy": None, "best_epoch": None}
@@ -446,8 +452,12 @@ def _failure(why):
     return {"state": "failed", "machine": machine(), "stopped": why, **{name: [] for name in HISTORIES}}
 
 
-def _supervise(ledger, workers, *args):
-    """Keep so many workers alive, and show what they do, until all trials are finished, here or elsewhere."""
+def supervise(ledger, workers, *args):
+    """Keep so many workers alive, and show what they do, until all trials are finished, here or elsewhere.
+
+    args: storage, name, mode of W&B, load(name), train(config, data, on_epoch=..., test=False, mode=..., ...), which is
+    train_and_log or returns what that does; workers import both functions.
+    """
     count, team, dead, began, key = ledger.sweep.count, [], 0, time.time(), f"session {uuid4()}"
     done = len(ledger.trials(finished=True))
     with tqdm(total=count, initial=done, unit="trial", disable=None) as bar:
@@ -462,7 +472,7 @@ def _supervise(ledger, workers, *args):
                         raise InputError(f"{dead} workers have died in a row, with exit code {process.returncode}")
                 while len(team) < min(workers, count - done):
                     team.append(_start_worker(*args))
-                time.sleep(0.3)
+                time.sleep(0.3 + done / 5000)  # a look at that many takes long
                 if new := _show(bar, ledger, done):
                     done, dead = done + new, 0
                     session = {"machine": machine(), "workers": workers, "seconds": round(time.time() - began, 1)}
@@ -514,9 +524,9 @@ def run(
         for name in _choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
             load(name)  # what is missing is said now, and what is not decoded yet is decoded once
         storage = storage or _default_storage(folder)
-        with _database_errors_as_sentences():
+        with errors_as_sentences():
             ledger = Ledger(storage, sweep.name, sweep, seed)
-            _supervise(ledger, workers or os.cpu_count(), storage, sweep.name, load, mode)
+            supervise(ledger, workers or os.cpu_count(), storage, sweep.name, mode, load, train_and_log)
             table = ledger.table()
     _export(table, Path(folder), sweep.name)
     return table
@@ -534,7 +544,7 @@ def results(name, storage=None, folder=FOLDER):
     metrics of all epochs as lists (val_accuracy_history, ...), which is all that a trial has that is not finite.
     `attrs` holds the definition, the seed, and the wall time, in all and of each session.
     """
-    with _database_errors_as_sentences():
+    with errors_as_sentences():
         return Ledger(storage or _default_storage(folder), name).table()
 
 

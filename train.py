@@ -178,12 +178,13 @@ def log_test(run, data, predicted, accuracy, step):
 
 
 def train_and_log(
-    config, data, *, on_epoch=None, checkpoint=None, save=None, test=True,
+    config, data, *, on_epoch=None, network=None, checkpoint=None, save=None, test=True,
     mode="disabled", project=PROJECT, entity=None, group=None, name=None
 ):  # fmt: skip
     """Train by `config` on `data`, log to W&B, and return the result: a flat dictionary that JSON can hold.
 
     on_epoch(row): called after each epoch trained now; a sentence it returns ends the training.
+    network: train this one, in place, instead of a new one.
     checkpoint: a file to write after each epoch, or to go on from: W&B then gets the earlier epochs too.
     save: a file for the final network. test: evaluate that on the test images, once.
     mode: one of MODES. project, entity, group, name: of the W&B run; its name is config.run_name unless given.
@@ -206,7 +207,7 @@ def train_and_log(
         return on_epoch(row) if on_epoch else None
 
     try:
-        network, history, stopped = train(config, data, each_epoch, checkpoint=checkpoint)
+        network, history, stopped = train(config, data, each_epoch, network=network, checkpoint=checkpoint)
         record(history[len(logged) :])  # of a checkpoint that was complete
         finite = "not finite" not in stopped
         final = history[-1] if finite else dict.fromkeys(METRICS)

@@ -525,13 +525,12 @@ def test_a_trial_that_ends_every_process_has_failed_and_the_sweep_goes_on(ledger
     assert row.state == "failed" and "memory" in row.stopped and pd.isna(row.val_accuracy)
 
 
-def test_a_trial_that_wants_more_memory_than_there_is_has_failed(ledger, monkeypatch):
+def test_a_trial_that_wants_more_memory_than_there_is_has_failed(ledger):
     def greedy(*args, **options):
         raise MemoryError("Unable to allocate 9 TiB")
 
-    monkeypatch.setattr(sweep, "train_and_log", greedy)
     trial = ledger.claim()
-    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled"))
+    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", greedy))
     assert list(ledger.table()[["state", "stopped"]].iloc[0]) == ["failed", "Unable to allocate 9 TiB"]
 
 

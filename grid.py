@@ -1,0 +1,393 @@
+"""The whole grid: every training of sweeps/grid.yaml as one table, and what the table says, exactly.
+
+python grid.py                    trains what data/grid.csv.gz lacks, on every core; after any stop it goes on
+python grid.py export             writes data/grid.csv.gz as far as it is, while that runs or not
+python grid.py rerun N            trains row N again, and compares all its numbers
+python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv
+python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about an hour on two cores
+--workers N    trainings side by side (default: one per core)
+--storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
+--folder DIR   where the tables are (default: data)
+
+Trials are given, kept and adopted as in sweep.py, and not logged to W&B. Unlike there, the test images are looked at
+after epochs 5 and 10, so that the table can say what a selection on validation images is worth: nothing selects on
+them. Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+import zlib
+from bisect import insort
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+
+from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
+from helpers import _end_with_parent as end_with_parent
+from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
+from sweep import _Parser as Parser
+from train import train_and_log
+
+TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
+STORAGE = f"sqlite:///{FOLDER / 'grid.db'}"
+SPACE = read_sweep(ROOT / "sweeps" / "grid.yaml")
+EPOCHS = SPACE.space["epochs"].choices[0]
+PARAMETERS = [name for name in SPACE.space if name != "epochs"]
+TESTED, CHANCE, PATIENCE, FALLING = (5, 10), (0.08, 0.12), 3, 1e-4
+CURVES = {metric: [f"{metric}_{epoch}" for epoch in range(1, EPOCHS + 1)] for metric in ("val_accuracy", "train_loss")}
+TESTS = [f"test_accuracy_{epoch}" for epoch in TESTED]
+ABOUT = ["state", "stopped", "seconds", "machine"]
+COLUMNS = ["number", *PARAMETERS, *ABOUT, *TESTS, *CURVES["val_accuracy"], *CURVES["train_loss"]]
+
+
+# -------------------------------------------------------------------------------------------------------- the trainings
+
+
+def train_and_test(config, data, on_epoch=None, **about):
+    """train_and_log, which see, with test_accuracy_5 and test_accuracy_10, and processor time for `seconds`.
+
+    Ends a training whose val_accuracy has been within CHANCE in all its epochs, at least PATIENCE, once its train_loss
+    no longer falls by FALLING from epoch to epoch: one that is about to leave a plateau shows it there first.
+    """
+    network = Network(config.sizes, config.activation, config.weight_init, np.random.default_rng([config.seed, 0]))
+    tests, rows, began = dict.fromkeys(TESTS), [], time.process_time()
+
+    def each_epoch(row):
+        rows.append(row)
+        if row["epoch"] in TESTED:
+            _, tests[f"test_accuracy_{row['epoch']}"] = evaluate(network, data.x_test, data.y_test)
+        stop = on_epoch(row) if on_epoch else None
+        at_chance = len(rows) >= PATIENCE and all(CHANCE[0] <= one["val_accuracy"] <= CHANCE[1] for one in rows)
+        if at_chance and len(rows) < config.epochs and row["train_loss"] > rows[-2]["train_loss"] - FALLING:
+            return stop or f"at chance for {len(rows)} epochs, and train_loss does not fall"
+        return stop
+
+    result = train_and_log(config, data, on_epoch=each_epoch, network=network, **about)
+    return result | tests | {"seconds": time.process_time() - began}
+
+
+def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE):
+    """Train what the table at `path` and the storage lack, to the end; write the table; return it (see `load_grid`)."""
+    if Path(path).exists() and len(table := load_grid(path)) == space.count:
+        return table
+    load("fashion_mnist")  # what is missing is said now, and decoded once
+    with errors_as_sentences():
+        ledger = Ledger(storage, space.name, space)
+        if Path(path).exists():
+            adopt(ledger, load_grid(path))
+        supervise(ledger, workers or os.cpu_count(), storage, space.name, "disabled", load, train_and_test)
+    return export(storage, path, space.name)
+
+
+def adopt(ledger, table):
+    """Enter the rows that the storage lacks, so that they are not trained again. Raises InputError for others' rows."""
+    rows = {row["number"]: row for row in table.to_dict("records")}
+    with ledger.alone():
+        for number in range(len(ledger.trials()), max(rows, default=-1) + 1):
+            params = suggest(ledger.sweep, range(number), ledger.seed)
+            new = {"params": params, "distributions": ledger.sweep.space, "state": TrialState.RUNNING}
+            attributes = {"owner": {"node": None, "seen": 0}, "attempts": 0}  # somebody dead: it is trained anew
+            if number in rows:
+                if any(rows[number][name] != params[name] for name in PARAMETERS):
+                    raise InputError(f"row {number} of the table is not that of {ledger.sweep.name}; allowed: its own")
+                outcome = _outcome(rows[number])
+                new["state"] = TrialState.COMPLETE if outcome["state"] == "complete" else TrialState.PRUNED
+                new["value"] = outcome["val_accuracy"] if new["state"] == TrialState.COMPLETE else None
+                attributes["outcome"] = outcome
+            ledger.study.add_trial(create_trial(**new, user_attrs=attributes))
+
+
+def _config(row, seed=0):
+    return Config(**{name: row[name] for name in PARAMETERS}, epochs=EPOCHS, seed=seed)
+
+
+def _outcome(row):
+    """A row of the table as sweep.py keeps what came out of a trial."""
+    outcome = {name: None if pd.isna(row[name]) else row[name] for name in [*ABOUT, *TESTS]}
+    for metric, names in CURVES.items():
+        outcome[f"{metric}_history"] = [float(row[name]) for name in names if not pd.isna(row[name])]
+    finite = outcome["state"] != "not finite"
+    return outcome | {"val_accuracy": outcome["val_accuracy_history"][-1] if finite else None}
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def export(storage=STORAGE, path=TABLE, name=SPACE.name):
+    """Write the finished trainings of the sweep `name` in `storage` to `path`; return them (see `load_grid`)."""
+    rows = []
+    with errors_as_sentences():
+        for trial in Ledger(storage, name).trials(finished=True):
+            outcome = trial.user_attrs["outcome"]
+            if outcome["state"] == "failed":
+                continue
+            row = {"number": trial.number, **trial.params, **{name: outcome[name] for name in [*ABOUT, *TESTS]}}
+            row["seconds"] = round(row["seconds"], 1)
+            for metric, names in CURVES.items():
+                row |= dict(zip(names, outcome[f"{metric}_history"]))
+            rows.append(row)
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(CURVES["train_loss"], np.float32))  # as computed
+    with write_atomically(path) as file:
+        table.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+    return load_grid(path)
+
+
+def load_grid(path=TABLE):
+    """The table of the grid, finished or not: a row for each training, in the order in which they were given.
+
+    Columns: number; the course's parameters; state (complete, pruned, not finite) and why it stopped; seconds of
+    processor time; machine; test_accuracy_5 and _10; val_accuracy and train_loss of epochs 1 to 10 (val_accuracy_1,
+    ...), empty after the epoch in which a training has ended. Raises InputError where there is no such table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(CURVES["train_loss"], np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); allowed: what `python grid.py export` writes") from None
+    if list(table.columns) != COLUMNS or table.number.duplicated().any():
+        raise InputError(f"{path} is not a table of the grid; allowed: what `python grid.py export` writes")
+    return table
+
+
+def rerun(number, path=TABLE, load=load_dataset):
+    """Train a row of the table again, and compare val_accuracy and train_loss of all its epochs and its test_accuracy.
+
+    `agrees`: all of them to the last bit where `machine` is the one of the row, else the last val_accuracy within 0.01.
+    """
+    table = load_grid(path)
+    if number not in set(table.number):
+        raise InputError(f"N is {number}; allowed: a number in the table, 0 to {table.number.max()}")
+    row = table[table.number == number].iloc[0].to_dict()
+    config, seen = _config(row), []
+    result = train_and_test(config, load(config.dataset), lambda one: seen.append(one), test=False)
+    now = result | {f"{metric}_history": [one[metric] for one in seen] for metric in CURVES}
+    then, same = _outcome(row), row["machine"] == machine()
+    names = ["stopped", *TESTS, *(f"{metric}_history" for metric in CURVES)]
+    bits = all(then[name] == now[name] for name in names)
+    close = None in (both := (then["val_accuracy"], now["val_accuracy"])) or abs(both[0] - both[1]) < 0.01
+    last = {"then": both[0], "now": both[1]}
+    return {"number": number, **last, "same_machine": same, "agrees": bits if same else close}
+
+
+# --------------------------------------------------------------------------------------------------------- what it says
+
+
+def accuracy(table, epoch=EPOCHS):
+    """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
+    return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
+
+
+def marginals(table, y):
+    """For each parameter and value: how many trainings have it, their mean, standard deviation, median and best y."""
+    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
+    return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+
+
+def _basis(values, levels):
+    """Columns (n, levels - 1) that span the functions of one parameter of mean 0 over its levels, orthonormal there.
+
+    Row j of the contrasts C (levels, levels - 1) is level j: C^T 1 = 0 and C^T C = levels I (scaled Helmert).
+    """
+    q, _ = np.linalg.qr(np.column_stack([np.ones(levels), np.eye(levels)[:, 1:]]))
+    return q[values, 1:] * np.sqrt(levels)
+
+
+@BLAS.wrap(limits=1, user_api="blas")
+def decomposition(table, y, space=None):
+    """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
+
+    The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
+    parameters (Hoeffding, 1948; Hutter, Hoos & Leyton-Brown, 2014); a share is the mean of f^2 over all points, by the
+    variance of y. In a basis that is orthonormal over all points the mean of f^2 is a sum of squared coefficients c^2:
+    these are least-squares fits. Where the table is whole, columns are orthogonal and the shares are exact. Where it
+    has n of N rows they are estimates: a rest of variance s^2 that is not fitted adds (1 - n/N) s^2 [(X^T X)^-1]_kk to
+    the mean of c_k^2 (sampling without replacement, Cochran, 1977), which is subtracted; what is small may come out
+    below 0. Raises InputError for a table that has too few rows to fit.
+
+    space: {parameter: its values}, the course's if not given. Returns a Series by (name, other), "" for one alone.
+    """
+    space = space or {name: list(SPACE.space[name].choices) for name in PARAMETERS}
+    one = {name: _basis(table[name].map(values.index), len(values)) for name, values in space.items()}
+    terms = {(name, ""): columns for name, columns in one.items() if columns.shape[1]}
+    for a, b in combinations(space, 2):
+        terms[a, b] = (one[a][:, :, None] * one[b][:, None, :]).reshape(len(table), -1)
+    sizes = [columns.shape[1] for columns in terms.values()]
+    n, whole = len(table), math.prod(len(values) for values in space.values())
+    x = np.column_stack([np.ones(n), *terms.values()])
+    c, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+    if n <= rank or rank < x.shape[1]:
+        raise InputError(f"the table has {n} rows; allowed: enough to fit {x.shape[1]} coefficients")
+    s2 = float(((y - x @ c) ** 2).sum()) / (n - x.shape[1])
+    square = c**2 - (1 - n / whole) * s2 * np.diag(np.linalg.inv(x.T @ x))
+    variance = np.var(y, ddof=1) * (whole - 1) / whole  # of all points: exact, or its unbiased estimate
+    parts = np.split(square[1:], np.cumsum(sizes)[:-1])
+    shares = pd.Series({term: part.sum() / variance for term, part in zip(terms, parts)}).sort_values(ascending=False)
+    shares["rest", ""] = 1 - shares.sum()
+    return shares.rename_axis(["name", "other"])
+
+
+# ------------------------------------------------------------------------------------------------------------- replays
+# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted.
+
+BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
+BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
+
+
+def replay(curves, rows, search, hyperband, seed, budget=BUDGET):
+    """A search until it has spent its budget of epochs; the same seed gives the same.
+
+    curves: val_accuracy (n, EPOCHS) of the rows. rows: {values of PARAMETERS: row}. search: "random" or "tpe", which is
+    Optuna's as sweep.py sets it; where it asks for a row that is missing, it is asked again. hyperband: end a run after
+    an epoch of BANDS if it is not in the best 1/ETA of all that came so far, as sweep.py and W&B do.
+    Returns a list of (runs, epochs spent, row): whenever a run trained whole is better than all before.
+    """
+    rng, study = np.random.default_rng(seed), None
+    if search == "tpe":
+        study = optuna.create_study(sampler=TPESampler(seed=seed, multivariate=True), direction="maximize")
+    space, seen = {name: SPACE.space[name] for name in PARAMETERS}, {band: [] for band in BANDS}
+    found, best, runs, spent = [], -1, 0, 0
+    while spent < budget:
+        trial = study.ask(space) if study else None
+        row = rows.get(tuple(trial.params.values())) if study else int(rng.integers(len(curves)))
+        if row is None:
+            continue
+        epochs, value = EPOCHS, curves[row, -1]
+        for band in BANDS if hyperband else ():
+            insort(seen[band], early := curves[row, band - 1])
+            if study:
+                trial.report(early, band)
+            if early < seen[band][-1 - int(len(seen[band]) / ETA)]:
+                epochs, value = band, None
+                break
+        if study:
+            study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+        runs, spent = runs + 1, spent + epochs
+        if value is not None and value > best and spent <= budget:
+            best = value
+            found.append((runs, spent, row))
+    return found
+
+
+def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
+    """So many replays of each search, side by side: search, hyperband, seed, and what `replay` gives, but for the row
+    its number. What is in the file at `path` is not done again, if it is of this table; what is not is added there."""
+    curves = np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
+    rows = {values: row for row, values in enumerate(table[PARAMETERS].itertuples(index=False, name=None))}
+    columns, state = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"], zlib.crc32(curves)
+    done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
+    done = done[done.table == state]
+    known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
+    missing = [(*one, seed) for seed in range(count) for one in searches if (*one, seed) not in known]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+        for start in range(0, len(missing), 100):
+            some = missing[start : start + 100]
+            found = pool.map(partial(replay, curves, rows), *zip(*some))
+            new = [(*one, *f[:2], table.number.iloc[f[2]], state) for one, each in zip(some, found) for f in each]
+            done = pd.concat([done, pd.DataFrame(new, columns=columns)])
+            with write_atomically(path) as file:
+                done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+    return done[done.seed < count].reset_index(drop=True).infer_objects()
+
+
+def regrets(table, replayed, budgets, within=0.005):
+    """What searches have found. Two tables, by search and hyperband; q10, median and q90 over the replays of
+
+    - regret by `budgets` of epochs: best val_accuracy of the table less the best that the replay has found,
+    - runs and epochs until the regret is at most `within`: infinite where the replay has ended before.
+    """
+    y = accuracy(table).set_axis(table.number)
+    left, spent, runs = (y.max() - y[replayed.number]).to_numpy(), replayed.epochs.to_numpy(), replayed.runs.to_numpy()
+    regret, needed = {}, {}
+    for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
+        steps = np.array([y.max() - 0.1, *left[at]])  # 0.1: before the first whole training
+        regret[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
+        first = at[left[at] <= within][:1]
+        needed[one] = [*runs[first], *spent[first]] or [np.inf, np.inf]
+    names, summary = {0.1: "q10", 0.5: "median", 0.9: "q90"}, []
+    for values, columns in ((regret, budgets), (needed, ["runs", "epochs"])):
+        by = pd.DataFrame([*values.values()], pd.MultiIndex.from_tuples(values), columns).groupby(level=[0, 1])
+        summary.append(by.quantile(list(names), interpolation="nearest").rename(names, level=2))
+    return summary
+
+
+# --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def seeds(table, count=20, seeds=range(5), path=SEEDS):
+    """The best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
+    others, with these seeds: number, seed, val_accuracy and test_accuracy after all epochs, machine.
+
+    What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
+    """
+    ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
+    rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
+    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
+    wanted = {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
+    columns = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
+    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    missing = wanted.keys() - {(row["number"], row["seed"]) for row in rows}
+    for key, training in zip(sorted(missing), train_all([wanted[key] for key in sorted(missing)])):
+        data = load_dataset(wanted[key].dataset)
+        accuracies = training.history[-1]["val_accuracy"], evaluate(training.network, data.x_test, data.y_test)[1]
+        rows.append(dict(zip(columns, [*key, *accuracies, machine()])))
+        with write_atomically(path) as file:
+            pd.DataFrame(rows).to_csv(file, index=False)
+    return pd.DataFrame([row for row in rows if (row["number"], row["seed"]) in wanted], columns=columns)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def main(argv=None):
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
+    parser.add_argument("--storage", default=STORAGE)
+    parser.add_argument("--folder", type=Path, default=DATA_DIR)
+    parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
+    parser.add_argument("number", nargs="?", type=int)
+    try:
+        given = parser.parse_args(argv)
+        path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
+        if given.what == "rerun":
+            outcome = rerun(given.number, path)
+        elif given.what == "seeds":
+            outcome = {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
+        elif given.what == "replay":
+            outcome = {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
+        else:
+            table = run(given.workers, given.storage, path) if given.what == "run" else export(given.storage, path)
+            outcome = {
+                "table": str(path),
+                "rows": len(table),
+                "of": SPACE.count,
+                **table.state.value_counts().to_dict(),
+            }
+        print(json.dumps(outcome))
+        return 0 if outcome.get("agrees", True) else 1
+    except KeyboardInterrupt:
+        print("grid.py: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (InputError, OSError) as error:
+        print(f"grid.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    from grid import main as importable  # the workers have to find train_and_test in a module, not in __main__
+
+    sys.exit(importable())

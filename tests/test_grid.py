@@ -1,0 +1,360 @@
+"""grid.py: the grid goes on from whatever is left of it, its table says what was trained, and the analysis is exact."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_sweep import alone, tiny  # noqa: F401
+
+import grid
+import helpers
+import sweep
+from helpers import Config, InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+VALUES = {name: list(grid.SPACE.space[name].choices) for name in grid.PARAMETERS}
+
+
+def definition(**values):
+    """A grid of six quick trainings of the course's space: two learning rates, three optimisers."""
+    first = {name: [values[0]] for name, values in VALUES.items()}
+    given = first | {"learning_rate": [0.001, 0.0001], "optimizer": ["sgd", "adam", "nadam"], "activation": ["tanh"]}
+    parameters = {name: {"values": v} for name, v in (given | values).items()} | {"epochs": {"value": 10}}
+    metric = {"name": "val_accuracy", "goal": "maximize"}
+    return {"program": "train.py", "name": "grid", "method": "grid", "metric": metric, "parameters": parameters}
+
+
+def begin(storage="sqlite:///grid.db", **values):
+    return sweep.Ledger(storage, "grid", sweep._sweep(definition(**values)))
+
+
+def train(ledger, count):
+    """Train so many trials of it, in this process."""
+    for _ in range(count):
+        trial = ledger.claim()
+        ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test))
+
+
+def config(row):
+    return Config(**{name: row[name] for name in grid.PARAMETERS}, epochs=10)
+
+
+# -------------------------------------------------------------------------------------------------------- the trainings
+
+
+def test_any_prefix_of_the_grid_is_a_balanced_sample():
+    rows = pd.DataFrame([sweep.suggest(grid.SPACE, range(n), 0) for n in range(500)])
+    for n in (54, 150, 500):
+        for name, values in VALUES.items():
+            share = rows[:n][name].value_counts().reindex(values, fill_value=0) * len(values) / n
+            assert abs(share - 1).max() < 0.12, (n, name)
+    pairs = [rows.groupby([a, b]).size() for a in VALUES for b in VALUES if a < b]
+    assert len(pairs) == 28 and max(abs(pair / pair.mean() - 1).max() for pair in pairs) < 0.11  # drawn: about 0.5
+
+
+def test_the_table_holds_what_plain_training_gives_and_the_test_accuracy_of_two_epochs():
+    ledger = begin()
+    train(ledger, 6)
+    table = grid.export("sqlite:///grid.db", "grid.csv.gz")
+    assert list(table.columns) == grid.COLUMNS and list(table.number) == list(range(6))
+    assert set(zip(table.optimizer, table.learning_rate)) == {
+        (o, lr) for o in ("sgd", "adam", "nadam") for lr in (1e-3, 1e-4)
+    }
+    data = tiny("")
+    for row in table.to_dict("records"):
+        history = helpers.train(config(row), data).history[: 10 if row["state"] == "complete" else 3]
+        for metric, names in grid.CURVES.items():
+            values = [one[metric] for one in history]
+            assert [float(row[name]) for name in names[: len(values)]] == values, "not to the last bit"
+            assert all(np.isnan(row[name]) for name in names[len(values) :])
+        for epoch in (5, 10) if row["state"] == "complete" else ():
+            network = helpers.train(dataclasses.replace(config(row), epochs=epoch), data).network
+            assert row[f"test_accuracy_{epoch}"] == helpers.evaluate(network, data.x_test, data.y_test)[1]
+        assert row["seconds"] >= 0 and row["machine"] == sweep.machine()
+
+
+@pytest.mark.parametrize(
+    "accuracies, losses, epochs",
+    [
+        ([0.1] * 10, [2.3] * 10, 3),
+        ([0.1, 0.115, 0.085] + [0.1] * 7, [2.3] * 10, 3),
+        ([0.1, 0.13] + [0.1] * 8, [2.3] * 10, 10),  # it has been elsewhere
+        ([0.1, 0.07] + [0.1] * 8, [2.3] * 10, 10),
+        ([0.1] * 10, np.linspace(2.4, 2.3, 10), 10),  # it still learns
+        ([0.1] * 10, [2.4, 2.35, 2.34, 2.32, *[2.32] * 6], 5),
+        ([0.8] + [0.1] * 9, [2.3] * 10, 10),
+    ],
+)
+def test_only_a_training_that_sits_at_chance_and_does_not_learn_ends_early(accuracies, losses, epochs, monkeypatch):
+    def fake(config, data, on_epoch, network, **about):
+        for epoch, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), 1):
+            if stop := on_epoch({"epoch": epoch, "val_accuracy": accuracy, "train_loss": loss}):
+                break
+        return {"epochs": epoch, "stopped": stop}
+
+    monkeypatch.setattr(grid, "train_and_log", fake)
+    result = grid.train_and_test(Config(num_layers=1, hidden_size=8, epochs=10), tiny(""))
+    assert result["epochs"] == epochs and (epochs == 10) == (result["stopped"] is None)
+    assert epochs == 10 or f"at chance for {epochs} epochs" in result["stopped"]
+    assert (result["test_accuracy_10"] is None) == (epochs < 10)
+
+
+def test_a_loss_that_is_not_finite_is_a_row_with_the_epochs_before():
+    path, storage = "grid.csv.gz", "sqlite:///grid.db"
+    ledger = begin()
+    trial = ledger.claim()
+    outcome = sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test)
+    outcome |= {"state": "not finite", "stopped": "train_loss not finite in epoch 3", "val_accuracy": None}
+    outcome |= {f"{metric}_history": outcome[f"{metric}_history"][:2] for metric in grid.CURVES}
+    ledger.finish(trial, outcome)
+    row = grid.export(storage, path).iloc[0]
+    assert row.state == "not finite" and row.val_accuracy_2 > 0 and np.isnan(row.val_accuracy_3)
+    again = begin("sqlite:///clone.db")
+    grid.adopt(again, grid.load_grid(path))
+    pd.testing.assert_frame_equal(grid.export("sqlite:///clone.db", "again.csv.gz"), grid.load_grid(path))
+
+
+def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(monkeypatch):
+    ledger = begin()
+    train(ledger, 2)
+    ledger.claim()  # in work elsewhere when the table was written
+    trial = ledger.claim()
+    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test))
+    table = grid.export("sqlite:///grid.db", "grid.csv.gz")
+    assert list(table.number) == [0, 1, 3]
+    clone = begin("sqlite:///clone.db")
+    grid.adopt(clone, table)
+    grid.adopt(clone, table)  # the command again, after a stop
+    pd.testing.assert_frame_equal(grid.export("sqlite:///clone.db", "clone.csv.gz"), table)
+    assert clone.claim().number == 2 and clone.claim().number == 4
+    with pytest.raises(InputError, match="row 0 "):
+        grid.adopt(begin("sqlite:///other.db"), table.replace({"learning_rate": {0.001: 0.0001, 0.0001: 0.001}}))
+
+
+def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_again(monkeypatch):
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import grid, sweep, test_grid; "
+    code += "space = sweep._sweep(test_grid.definition()); "
+    code += "grid.run(2, 'sqlite:///grid.db', 'grid.csv.gz', test_grid.tiny, space)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while "trial 1," not in (line := process.stderr.readline()) and line:
+        pass
+    process.kill()
+    process.communicate()
+    before = grid.export("sqlite:///grid.db", "partial.csv.gz")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    table = grid.load_grid("grid.csv.gz")
+    assert 2 <= len(before) <= len(table) == 6
+    pd.testing.assert_frame_equal(table[table.number.isin(before.number)].reset_index(drop=True), before)
+    for number in np.random.default_rng().choice(6, 2, replace=False):
+        again = grid.rerun(int(number), "grid.csv.gz", tiny)
+        assert again["agrees"] and again["same_machine"] and again["then"] == again["now"]
+    changed = table.assign(train_loss_2=np.nextafter(table.train_loss_2, np.float32(9)))
+    changed.to_csv("changed.csv.gz", index=False)
+    assert not grid.rerun(0, "changed.csv.gz", tiny)["agrees"]
+    changed.assign(machine="another").to_csv("changed.csv.gz", index=False)
+    assert grid.rerun(0, "changed.csv.gz", tiny)["agrees"]
+
+
+def test_the_command_line(capsys):
+    train(begin(), 2)
+    here = ["--folder", ".", "--storage", "sqlite:///grid.db"]
+    assert grid.main(["export", *here]) == 0
+    states = grid.load_grid("grid.csv.gz").state.value_counts().to_dict()
+    assert json.loads(capsys.readouterr().out) == {"table": "grid.csv.gz", "rows": 2, "of": 5832, **states}
+    for argv in (["rerun"], ["rerun", "x"], ["rerun", "2"], ["fly"], ["--workers", "0"], ["--storage", "redis://a"]):
+        assert grid.main([*here, *argv]) == 2, argv
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1 and not out
+    train(ledger := begin(), 3)
+    finished = len(ledger.trials())
+    assert grid.main(["export", *here]) == 0 and json.loads(capsys.readouterr().out)["rows"] == finished == 5
+
+
+def test_a_file_that_is_no_table_is_refused():
+    Path("bad.csv.gz").write_bytes(b"number,state\n")
+    for path in ("none.csv.gz", "bad.csv.gz"):
+        with pytest.raises(InputError, match=path):
+            grid.load_grid(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- analysis
+
+
+def whole(values=VALUES):
+    """Every point of a space."""
+    points = pd.DataFrame(itertools.product(*values.values()), columns=list(values))
+    return points.assign(number=np.arange(len(points)))
+
+
+def index(table, name):
+    return table[name].map(VALUES[name].index).to_numpy()
+
+
+def test_the_decomposition_of_a_whole_table_is_exact():
+    table = whole()
+    a, b, c = index(table, "activation"), index(table, "learning_rate"), index(table, "optimizer")
+    main = np.array([3.0, -1, -2])[a]  # variance 14/3
+    pair = np.where(b == 1, 1, -1) * np.array([5.0, 1, -1, -1, -2, -2])[c]  # variance 6
+    triple = np.where(b == 1, 1, -1) * np.array([1.0, 0, -1])[a] * np.array([1.0, -1, 0, 0, 0, 0])[c]  # variance 2/9
+    shares = grid.decomposition(table, pd.Series(7 + main + pair + triple))
+    total = 14 / 3 + 6 + 2 / 9
+    assert list(shares.index[:2]) == [("learning_rate", "optimizer"), ("activation", "")] and len(shares) == 8 + 28 + 1
+    assert shares["learning_rate", "optimizer"] == pytest.approx(6 / total, abs=1e-12)
+    assert shares["activation", ""] == pytest.approx(14 / 3 / total, abs=1e-12)
+    assert shares["rest", ""] == pytest.approx(2 / 9 / total, abs=1e-12)
+    assert abs(shares.drop([("learning_rate", "optimizer"), ("activation", ""), ("rest", "")])).max() < 1e-12
+
+
+def test_the_decomposition_of_a_whole_table_is_the_variance_of_the_means():
+    table, y = whole(), pd.Series(np.random.default_rng(0).normal(size=5832))
+    shares, variance = grid.decomposition(table, y), y.var(ddof=0)
+    means = {name: y.groupby(table[name]).transform("mean") for name in VALUES}
+    for a, b in itertools.combinations(VALUES, 2):
+        both = y.groupby([table[a], table[b]]).transform("mean") - means[a] - means[b]
+        assert shares[a, b] == pytest.approx(both.var(ddof=0) / variance, abs=1e-12)
+        assert shares[a, ""] == pytest.approx(means[a].var(ddof=0) / variance, abs=1e-12)
+    assert shares.sum() == pytest.approx(1)
+
+
+def test_the_decomposition_of_a_part_is_right_on_the_average():
+    table, rng = whole(), np.random.default_rng(0)
+    y = index(table, "activation") + rng.normal(size=len(table))  # a rest that no pair explains
+    truth, estimates = grid.decomposition(table, pd.Series(y)), []
+    for _ in range(12):
+        part = rng.choice(len(table), 400, replace=False)
+        estimates.append(grid.decomposition(table.iloc[part], y[part]))
+    mean = pd.concat(estimates, axis=1).mean(axis=1)
+    pairs = [term for term in truth.index if term[1]]
+    assert mean["activation", ""] == pytest.approx(truth["activation", ""], abs=0.015)
+    assert mean[pairs].sum() == pytest.approx(truth[pairs].sum(), abs=0.03)  # uncorrected: 0.25 too much
+    with pytest.raises(InputError, match="100 rows"):
+        grid.decomposition(table[:100], y[:100])
+
+
+def fake(n=5832, seed=0):
+    """A table as load_grid returns it, whose val_accuracy grows by 0.01 an epoch to one that each row has drawn."""
+    table, rng = whole(), np.random.default_rng(seed)
+    last = rng.permutation(np.linspace(0.3, 0.9, len(table)))
+    for epoch, name in enumerate(grid.CURVES["val_accuracy"], 1):
+        table[name] = last - 0.01 * (10 - epoch)
+    return table.sample(n, random_state=seed).sort_values("number").assign(state="complete", machine="this")
+
+
+def test_accuracy_of_a_training_that_has_ended_is_its_last():
+    table = fake(4)
+    table.iloc[0, table.columns.get_loc("val_accuracy_4") :] = np.nan
+    table.iloc[1, table.columns.get_loc("val_accuracy_1") :] = np.nan
+    assert grid.accuracy(table).tolist() == [table.val_accuracy_3.iloc[0], 0.1, *table.val_accuracy_10.iloc[2:]]
+    assert grid.accuracy(table, 2).tolist() == [table.val_accuracy_2.iloc[0], 0.1, *table.val_accuracy_2.iloc[2:]]
+
+
+def test_marginals():
+    table = whole()
+    y = pd.Series(index(table, "optimizer") + np.where(table.batch_size == 64, 10.0, 0))
+    row = grid.marginals(table, y).loc["optimizer", "nag"]
+    assert (row["count"], row["median"], row["best"]) == (972, 2, 12) and row["mean"] == pytest.approx(2 + 10 / 3)
+    assert row["std"] == pytest.approx(np.sqrt(200 / 9), rel=1e-3) and len(grid.marginals(table, y)) == 25
+
+
+def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
+    table = fake()
+    found = grid.replays(table, 400, "replays.csv.gz", [("random", False)])
+    regret, needed = grid.regrets(table, found, [9, 10, 100, 1000], within=0.02)
+    share = (table.val_accuracy_10 >= 0.88).mean()  # one in 30: half of all have found one after 21 runs
+    assert needed.loc[("random", False, "median"), "runs"] == pytest.approx(np.log(0.5) / np.log(1 - share), abs=4)
+    assert (needed.epochs == 10 * needed.runs).all()
+    medians = regret.loc["random", False, "median"]
+    assert medians[9] == 0.8 and medians[10] == pytest.approx(0.3, abs=0.04)
+    assert medians[100] == pytest.approx(0.6 * np.log(2) / 10, abs=0.01)
+    assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_replay_is_what_sweep_py_would_do(search):
+    """The same suggestions, ended at the same bands, by the ledger of a sweep."""
+    table = fake()
+    curves = np.column_stack([grid.accuracy(table, epoch) for epoch in range(1, 11)])
+    rows = {values: row for row, values in enumerate(table[grid.PARAMETERS].itertuples(index=False, name=None))}
+    asked = []
+
+    class Rows(dict):
+        def get(self, key):
+            asked.append(rows[key])
+            return rows[key]
+
+    found = grid.replay(curves, Rows(), search, True, 3, budget=120)
+    if search == "random":
+        asked = np.random.default_rng(3).integers(5832, size=200).tolist()
+    given = definition() | {"method": "random", "run_cap": 200}
+    given["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
+    ledger, spent, best, expected = sweep.Ledger("sqlite:///other.db", "grid", sweep._sweep(given)), 0, -1, []
+    for runs, row in enumerate(asked, 1):
+        trial = ledger.claim()
+        ends = (e for e in range(1, 11) if ledger.verdict(trial, {"epoch": e, "val_accuracy": curves[row, e - 1]}))
+        epochs = next(ends, 10)
+        spent += epochs
+        if epochs == 10 and curves[row, 9] > best and spent <= 120:
+            best = curves[row, 9]
+            expected.append((runs, spent, row))
+        if spent >= 120:
+            break
+    assert found == expected and len(expected) > 1 and runs > 20
+    assert search == "random" or runs == len(asked)
+
+
+def test_tpe_finds_what_random_does_not_and_goes_on_where_it_was(tmp_path):
+    table = whole()
+    y = sum((index(table, name) - 1) ** 2 for name in ("optimizer", "activation", "batch_size", "weight_decay"))
+    for name in grid.CURVES["val_accuracy"]:
+        table[name] = 0.9 - 0.02 * y - 0.0001 * table.number / 5832
+    table = table.sample(frac=0.8, random_state=0)
+    first = grid.replays(table, 1, "replays.csv.gz")
+    both = grid.replays(table, 4, "replays.csv.gz")
+    pd.testing.assert_frame_equal(both[both.seed < 1].reset_index(drop=True), first, check_dtype=False)
+    assert set(both.table) == set(first.table) and both.number.isin(table.number).all()
+    _, needed = grid.regrets(table, both, [1000])
+    assert needed.loc[("tpe", False, "median"), "runs"] < needed.loc[("random", False, "median"), "runs"]
+    other = grid.replays(table.assign(val_accuracy_1=0.1), 1, "replays.csv.gz", [("random", False)])
+    assert not set(other.table) & set(both.table)
+
+
+def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(monkeypatch):
+    table = fake(40)
+    pruned, best = table.nlargest(2, "val_accuracy_10").number
+    table.loc[table.number == pruned, "state"] = "pruned"
+    asked = []
+
+    def train_all(configs):
+        for config in configs:
+            asked.append(config)
+            yield helpers.train(dataclasses.replace(config, epochs=1, hidden_size=8), tiny(""))
+
+    monkeypatch.setattr(grid, "train_all", train_all)
+    monkeypatch.setattr(grid, "load_dataset", tiny)
+    done = grid.seeds(table, 4, range(3), "seeds.csv")
+    assert len(done) == len(set(asked)) == 12 and {config.seed for config in asked} == {0, 1, 2}
+    assert (
+        set(done.number) == {best, *done.number} - {pruned}
+        and table.nsmallest(1, "val_accuracy_10").number.isin(done.number).all()
+    )
+    for row, one in zip(done.to_dict("records"), asked):
+        trained = helpers.train(dataclasses.replace(one, epochs=1, hidden_size=8), tiny(""))
+        assert one == dataclasses.replace(config(table[table.number == row["number"]].iloc[0]), seed=row["seed"])
+        assert row["val_accuracy"] == trained.history[-1]["val_accuracy"]
+        assert row["test_accuracy"] == helpers.evaluate(trained.network, tiny("").x_test, tiny("").y_test)[1]
+    done[done.seed != 2].to_csv("seeds.csv", index=False)
+    asked.clear()
+    again = grid.seeds(table, 4, range(3), "seeds.csv")
+    assert {one.seed for one in asked} == {2} and len(asked) == 4
+    order = ["number", "seed"]
+    pd.testing.assert_frame_equal(
+        again.sort_values(order, ignore_index=True), done.sort_values(order, ignore_index=True)
+    )
