@@ -44,13 +44,13 @@ def test_it_runs_and_leaves_the_report_alone(quick):
 
 
 def test_what_it_says_of_what_it_trained_is_right(quick):
-    text = " ".join(
-        out.data["text/markdown"] for _, out in outputs(nbformat.read(quick / "assignment1.ipynb", 4), "text/markdown")
-    )
+    found = outputs(nbformat.read(quick / "assignment1.ipynb", 4), "text/markdown")
+    texts = [output.data["text/markdown"] for _, output in found]
+    text = " ".join(one for one in texts if "Where NaN comes from" not in one)
     assert float(re.search(r"largest relative error is ([\d.e-]+):", text)[1]) < 1e-6
     assert float(re.search(r"All six reach at least ([\d.]+)%", text)[1]) > 80
     assert float(re.search(r"Test accuracy ([\d.]+) ±", text)[1]) > 0.8
-    assert "nan" not in re.sub("NaN", "", text).lower().split()
+    assert len(texts) > 25 and not re.search(r"\bnan\b", text)
 
 
 def test_the_headline_is_filled_in_by_the_last_cell(quick):
