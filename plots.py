@@ -218,11 +218,12 @@ def created(tables, floor=0.8):
 def _scale(values):
     """Positions in [0, 1] of a parameter's values, and its ticks {position: label}."""
     if values.dtype.kind in "fi" and values.nunique() > 8:
-        exact = np.log10(values) if values.min() > 0 and values.max() / values.min() > 10 else values.astype(float)
+        log = values.min() > 0 and values.max() / values.min() > 10
+        exact = np.log10(values) if log else values.astype(float)
         low, high = exact.min(), exact.max()
-        ticks = MaxNLocator(5, integer=exact is not values and high - low > 2).tick_values(low, high)
-        label = "{:g}".format if exact.equals(values.astype(float)) else (lambda tick: f"{10**tick:.2g}")
+        ticks = MaxNLocator(5, integer=high - low > 2).tick_values(low, high)
         inside = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
+        label = (lambda tick: f"{10**tick:.2g}") if log else "{:g}".format
         return (exact - low) / (high - low), {(tick - low) / (high - low): label(tick) for tick in inside}
     names = sorted(values.unique())
     places = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.5]

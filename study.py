@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all, write_atomically
-from sweep import HISTORIES, config_of, machine
+from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all
+from sweep import HISTORIES, config_of, machine, read_table, write_table
 from train import METRICS
 
 FOLDER = DATA_DIR / "studies"
-COLUMNS = [f.name for f in fields(Config)] + ["epoch", *METRICS, "test_accuracy", "seconds", "stopped", "machine"]
+RESULTS = ["epoch", *METRICS, "test_accuracy", "seconds", "stopped", "machine", *HISTORIES]
+COLUMNS = [f.name for f in fields(Config)] + RESULTS
 
 
 def study(name, configs, folder=FOLDER, test=False):
@@ -28,7 +29,7 @@ def study(name, configs, folder=FOLDER, test=False):
     machine; the metrics of all epochs as lists (val_accuracy_history, ...).
     """
     path, configs = Path(folder) / f"{name}.csv", list(configs)
-    table = load_study(name, folder) if path.exists() else pd.DataFrame(columns=COLUMNS + HISTORIES)
+    table = load_study(name, folder) if path.exists() else pd.DataFrame(columns=COLUMNS)
     rows = dict(zip(map(config_of, table.to_dict("records")), table.to_dict("records")))
     untested = {
         c for c, row in rows.items() if test and np.isnan(row["test_accuracy"]) and "not finite" not in row["stopped"]
@@ -36,8 +37,9 @@ def study(name, configs, folder=FOLDER, test=False):
     missing = [config for config in configs if config not in rows or config in untested]
     for config, training in zip(missing, train_all(missing, keep_best=True)):
         rows[config] = _row(config, training, test)
-        _store(path, rows.values())
-    return pd.DataFrame([rows[config] for config in configs], columns=COLUMNS + HISTORIES)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, pd.DataFrame(rows.values(), columns=COLUMNS))
+    return pd.DataFrame([rows[config] for config in configs], columns=COLUMNS)
 
 
 def load_study(name, folder=FOLDER):
@@ -46,7 +48,7 @@ def load_study(name, folder=FOLDER):
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"
         raise InputError(f"there is no study {name!r} in {folder}; allowed: {known}")
-    return pd.read_csv(path, converters=dict.fromkeys(HISTORIES, json.loads))
+    return read_table(path)
 
 
 def rerun(name, number, folder=FOLDER):
@@ -71,13 +73,6 @@ def _row(config, training, test):
     row["test_accuracy"] = evaluate(network, data.x_test, data.y_test)[1] if test and best else np.nan
     row |= {"seconds": sum(one["seconds"] for one in history), "stopped": stopped, "machine": machine()}
     return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
-
-
-def _store(path, rows):
-    table = pd.DataFrame(rows, columns=COLUMNS + HISTORIES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as file:
-        table.assign(**{name: table[name].map(json.dumps) for name in HISTORIES}).to_csv(file, index=False)
 
 
 def main(argv=None):

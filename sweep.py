@@ -553,8 +553,20 @@ def _export(table, folder, name):
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / f"{name}.json") as file:
         file.write(json.dumps(table.attrs, indent=1).encode())
-    with write_atomically(folder / f"{name}.csv") as file:
+    write_table(folder / f"{name}.csv", table)
+
+
+def write_table(path, table):
+    """Write a table with the metrics of all epochs to a .csv file: its lists as JSON, and whole or not at all."""
+    with write_atomically(path) as file:
         table.assign(**{name: table[name].map(json.dumps) for name in HISTORIES}).to_csv(file, index=False)
+
+
+def read_table(path, **options):
+    """The table that `write_table` wrote; options go to pandas."""
+    import pandas as pd
+
+    return pd.read_csv(path, converters=dict.fromkeys(HISTORIES, json.loads), **options)
 
 
 def load_results(name, folder=FOLDER):
@@ -562,10 +574,7 @@ def load_results(name, folder=FOLDER):
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         run(ROOT / "sweeps" / f"{name}.yaml", folder=folder)
-    import pandas as pd
-
-    lists = dict.fromkeys(HISTORIES, json.loads)
-    table = pd.read_csv(path, parse_dates=["created"], converters=lists)
+    table = read_table(path, parse_dates=["created"])
     table.attrs = json.loads(path.with_suffix(".json").read_text())
     return table
 
