@@ -245,7 +245,9 @@ def machine():
     """What the bits of a training depend on, besides its Config and this project."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    blas = [f"{one['internal_api']} {one['version']} {one['architecture']}" for one in BLAS.info()]
+    blas = BLAS.info()  # SciPy has one of its own, which no training calls
+    blas = [one for one in blas if "numpy" in one["filepath"]] or blas
+    blas = [f"{one['internal_api']} {one['version']} {one['architecture']}" for one in blas]
     return ", ".join([found[1] if found else platform.machine(), f"numpy {np.__version__}", *blas])
 
 
