@@ -34,7 +34,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
-from helpers import _end_with_parent as end_with_parent
+from helpers import end_with_parent as end_with_parent
 from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
 from sweep import _Parser as Parser
 from train import train_and_log

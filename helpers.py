@@ -150,7 +150,12 @@ def xavier(rng, n_in, n_out):
     return rng.uniform(-r, r, (n_in, n_out))
 
 
-WEIGHT_INITS = {"random": random_normal, "Xavier": xavier}
+def he(rng, n_in, n_out):
+    """W ~ N(0, 2 / n_in): keeps the variance forwards through ReLU, which halves it (He et al., 2015)."""
+    return rng.normal(0, math.sqrt(2 / n_in), (n_in, n_out))
+
+
+WEIGHT_INITS = {"random": random_normal, "Xavier": xavier, "He": he}
 
 
 # -------------------------------------------------------------------------------------------------------------- network
@@ -176,19 +181,20 @@ class Network:
         self.n_weights = sum(n_in * n_out for n_in, n_out in shapes)
         self.theta = np.zeros(self.n_weights + sum(self.sizes[1:]), dtype)
         self.gradient = np.zeros_like(self.theta)
-        self.W, self.b = self._views(self.theta, shapes)
-        self.dW, self.db = self._views(self.gradient, shapes)
+        self.shapes = shapes + [(n_out,) for n_out in self.sizes[1:]]
+        W_and_b, their_gradients = self.parts(self.theta), self.parts(self.gradient)
+        self.W, self.b = W_and_b[: len(shapes)], W_and_b[len(shapes) :]
+        self.dW, self.db = their_gradients[: len(shapes)], their_gradients[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
         draw = WEIGHT_INITS[_choice("weight_init", weight_init, WEIGHT_INITS)]
         for W in self.W:
             W[:] = draw(rng or np.random.default_rng(), *W.shape)
         self._buffers = {}  # batch size: a, delta and f' of every layer, and a row of ones
 
-    def _views(self, vector, shapes):
-        """Cut a vector into [W_1, ..., W_L], [b_1, ..., b_L] without copying."""
-        cuts = np.cumsum([n_in * n_out for n_in, n_out in shapes] + [n_out for _, n_out in shapes])[:-1]
-        parts = np.split(vector, cuts)
-        return [part.reshape(shape) for part, shape in zip(parts, shapes)], parts[len(shapes) :]
+    def parts(self, vector):
+        """Cut a vector like theta into [W_1, ..., W_L, b_1, ..., b_L] without copying."""
+        cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(vector, cuts), self.shapes)]
 
     def __reduce__(self):
         return _restore, (self.sizes, self.activation, self.theta)  # a copy whose W and b are views into its own theta
@@ -267,9 +273,7 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
         below, _ = network.objective(x, y, loss, weight_decay)
         network.theta[i] = value
         numeric[i] = (above - below) / (2 * epsilon)
-    shapes = [W.shape for W in network.W]
-    pairs = zip(sum(network._views(exact, shapes), []), sum(network._views(numeric, shapes), []))
-    norm = np.linalg.norm
+    norm, pairs = np.linalg.norm, zip(network.parts(exact), network.parts(numeric))
     return max(norm(g - n) / max(norm(g) + norm(n), 1e-12) for g, n in pairs)
 
 
@@ -638,7 +642,9 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
     step = OPTIMIZERS[config.optimizer](network.theta, config)
     history, best_theta = [], network.theta.copy()
     if checkpoint and Path(checkpoint).exists():
-        history = _load_checkpoint(checkpoint, config, data, network, step, best_theta)
+        history = load_checkpoint(checkpoint, _fingerprint(config, data), network.theta, best_theta, step)
+        if len(history) > config.epochs:
+            raise InputError(f"{checkpoint} has {len(history)} epochs; allowed: at most the {config.epochs} asked for")
     stopped = None
     while not stopped:
         best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]["val_accuracy"], default=-1)
@@ -656,7 +662,7 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
                 best_theta[:] = network.theta
             history.append(row)
             if checkpoint:
-                _save_checkpoint(checkpoint, config, data, network, step, best_theta, history)
+                save_checkpoint(checkpoint, _fingerprint(config, data), network.theta, best_theta, step, history)
             stopped = on_epoch(row) if on_epoch else None
     if keep_best:
         network.theta[:] = best_theta
@@ -668,11 +674,11 @@ def train_all(configs, processes=None, **options):
 
     options go to `train`. Yields the Trainings in the order of configs, each as soon as it is done.
     """
-    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         yield from pool.map(partial(_train_one, options), configs)
 
 
-def _end_with_parent():
+def end_with_parent():
     """Do not train on, unseen, where the parent was killed."""
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
@@ -720,12 +726,12 @@ def save_network(path, network):
 
 def load_network(path):
     """The network that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
-    saved = _load_npz(path, "a saved network", {"sizes", "activation", "theta"})
+    saved = load_npz(path, "a saved network", {"sizes", "activation", "theta"})
     sizes, activation, theta = saved["sizes"].ravel().tolist(), str(saved["activation"]), saved["theta"]
     if theta.dtype not in (np.float32, np.float64):
         raise InputError(f"{path}: theta is {theta.dtype}; allowed: float32 or float64")
     network = Network(sizes, activation, rng=np.random.default_rng(0), dtype=theta.dtype)
-    _fill(path, "theta", network.theta, theta)
+    fill(path, "theta", network.theta, theta)
     return network
 
 
@@ -745,41 +751,43 @@ def _fingerprint(config, data):
     return {**asdict(config), "epochs": None, "data": [data.name, len(data.y_train), zlib.crc32(data.y_train)]}
 
 
-def _save_checkpoint(path, config, data, network, step, best_theta, history):
-    about = json.dumps({"training": _fingerprint(config, data), "history": history})
+def save_checkpoint(path, training, theta, kept_theta, step, history):
+    """Write where a training stands after an epoch. training: what tells it from others, a dictionary for JSON."""
+    about = json.dumps({"training": training, "history": history})
     state = {name: cell.cell_contents for name, cell in _state(step).items()}
     with write_atomically(path) as file:
-        np.savez(file, about=about, theta=network.theta, best_theta=best_theta, **state)
+        np.savez(file, about=about, theta=theta, kept_theta=kept_theta, **state)
 
 
-def _load_checkpoint(path, config, data, network, step, best_theta):
-    """Put the network and the optimiser back where a checkpoint left them; return the history."""
-    saved = _load_npz(path, "a checkpoint", {"about", "theta", "best_theta"})
+def load_checkpoint(path, training, theta, kept_theta, step):
+    """Put all arrays and the optimiser back where a checkpoint left them; return the history.
+
+    Raises InputError for a file missing, damaged, or written by another training.
+    """
+    saved = load_npz(path, "a checkpoint", {"about", "theta", "kept_theta"})
     try:
         about = json.loads(str(saved["about"]))
     except ValueError:
         raise InputError(f"{path} is not a checkpoint: what it says about itself is not JSON") from None
     state = _state(step)
-    for name, value in _fingerprint(config, data).items():
+    for name, value in json.loads(json.dumps(training)).items():
         there = about["training"].get(name)
         if value != there:
             raise InputError(f"{path} is a checkpoint of another training: {name} is {there!r} there, {value!r} here")
-    if len(about["history"]) > config.epochs:
-        raise InputError(f"{path} has {len(about['history'])} epochs; allowed: at most the {config.epochs} asked for")
     there = {name for name in saved if name.startswith("optimizer.")}
     if there != set(state):  # for example where a number begins as None
         raise InputError(f"{path} holds {sorted(there)} of the optimiser, which begins with {sorted(state)}")
-    _fill(path, "theta", network.theta, saved["theta"])
-    _fill(path, "best_theta", best_theta, saved["best_theta"])
+    fill(path, "theta", theta, saved["theta"])
+    fill(path, "kept_theta", kept_theta, saved["kept_theta"])
     for name, cell in state.items():
         if isinstance(cell.cell_contents, np.ndarray):
-            _fill(path, name, cell.cell_contents, saved[name])
+            fill(path, name, cell.cell_contents, saved[name])
         else:
             cell.cell_contents = saved[name].item()
     return about["history"]
 
 
-def _load_npz(path, what, keys):
+def load_npz(path, what, keys):
     try:
         with np.load(path, allow_pickle=False) as file:
             saved = dict(file)
@@ -792,7 +800,7 @@ def _load_npz(path, what, keys):
     return saved
 
 
-def _fill(path, name, array, saved):
+def fill(path, name, array, saved):
     if saved.shape != array.shape or saved.dtype != array.dtype or not np.isfinite(saved).all():
         raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: finite {array.dtype} {array.shape}")
     array[:] = saved

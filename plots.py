@@ -151,6 +151,66 @@ def loss_gradients(p, force):
     return figure
 
 
+# -------------------------------------------------------------------------------------------------------- towards 95 %
+
+
+def ablation(gains, titles):
+    """What measures are worth. gains: {measure: per panel the gains of all seeds in percentage points, or None}."""
+    figure, axes = plt.subplots(
+        1, len(titles), figsize=(WIDTH, 0.27 * len(gains) + 1.1), layout="constrained", sharey=True
+    )
+    for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+        for y, values in enumerate(gains.values()):
+            if values[i] is not None:
+                color = COLORS[2] if np.mean(values[i]) > 0 else COLORS[3]
+                ax.barh(y, np.mean(values[i]), color=color, height=0.65, alpha=0.6)
+                ax.plot(values[i], [y] * len(values[i]), "o", color="k", markersize=2.5)
+        ax.axvline(0, color="k", linewidth=0.8)
+        ax.grid(False, axis="y")
+        ax.set(title=title, xlabel="validation accuracy, percentage points")
+    axes[0].set_yticks(range(len(gains)), gains)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def ladder(steps):
+    """Test accuracies, one under the other. steps: {name: (mean, standard deviation or None, group)}."""
+    groups = list(dict.fromkeys(group for *_, group in steps.values()))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
+    for y, (mean, deviation, group) in enumerate(steps.values()):
+        j = groups.index(group)
+        style = {"color": COLORS[[0, 3, 7][j]], "marker": MARKERS[j], "markersize": 5, "label": group}
+        ax.errorbar(mean, y, xerr=deviation, linestyle="", capsize=2, **style)
+        ax.annotate(
+            f"{mean:.2%}".replace("%", " %"), (mean, y), (9, 0), textcoords="offset points", va="center", fontsize=7.5
+        )
+    ax.axvline(0.95, color="k", linewidth=0.8, linestyle="--")
+    ax.set_yticks(range(len(steps)), steps)
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}".replace("%", " %"))
+    ax.set(xlabel="test accuracy", xlim=(None, 0.96))
+    found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
+    return figure
+
+
+def recalls(shares, class_names):
+    """Recall of each class by several networks ({name: (10,)}), the hardest class on top."""
+    order = np.argsort(next(iter(shares.values())))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+    for j, (name, share) in enumerate(shares.items()):
+        ax.plot(share[order], range(len(order)), MARKERS[j], color=COLORS[j], markersize=5, label=name)
+    lines = np.array(list(shares.values()))[:, order]
+    ax.hlines(range(len(order)), lines.min(axis=0), lines.max(axis=0), color="0.8", zorder=0)
+    ax.set_yticks(range(len(order)), [class_names[k] for k in order])
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}".replace("%", " %"))
+    ax.set(xlabel="share of the class's test images that are recognised")
+    figure.legend(loc="outside lower center", ncols=len(shares))
+    return figure
+
+
 # --------------------------------------------------------------------------------------------------------------- sweeps
 
 WORDS = {"train": "training", "val": "validation", "init": "initialisation"}

@@ -120,6 +120,8 @@ def test_weight_inits_have_the_distributions_they_state():
     W = WEIGHT_INITS["Xavier"](rng, 784, 128)
     r = math.sqrt(6 / 912)
     assert W.std() == pytest.approx(r / math.sqrt(3), rel=0.01) and np.abs(W).max() == pytest.approx(r, rel=0.01)
+    W = WEIGHT_INITS["He"](rng, 784, 128)
+    assert W.std() == pytest.approx(math.sqrt(2 / 784), rel=0.01) and abs(W.mean()) < 1e-3
     network = Network([784, 64, 10], weight_init="random", rng=rng)
     assert all((b == 0).all() for b in network.b) and network.W[0].std() == pytest.approx(0.05, rel=0.02)
 
@@ -171,7 +173,7 @@ def test_impossible_sizes_are_refused(sizes):
 def test_unknown_names_are_refused_with_the_choices():
     with pytest.raises(InputError, match="activation is 'relu'; allowed: identity, sigmoid, tanh, ReLU"):
         Network([3, 2], activation="relu")
-    with pytest.raises(InputError, match="weight_init is 'xavier'; allowed: random, Xavier"):
+    with pytest.raises(InputError, match="weight_init is 'xavier'; allowed: random, Xavier, He"):
         Network([3, 2], weight_init="xavier")
 
 

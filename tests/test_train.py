@@ -255,7 +255,7 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["--seed", "-1"], "--seed is -1; allowed: a whole number in [0, inf)"),
     (["-o", "SGD"], "--optimizer is 'SGD'; allowed: sgd, momentum, nag, rmsprop, adam, nadam"),
     (["-a", "relu"], "--activation is 'relu'; allowed: identity, sigmoid, tanh, ReLU"),
-    (["-w_i", "xavier"], "--weight_init is 'xavier'; allowed: random, Xavier"),
+    (["-w_i", "xavier"], "--weight_init is 'xavier'; allowed: random, Xavier, He"),
     (["-lr"], "-lr is given no value; allowed: a number in (0, "),
     (["-lr", "-e", "3"], "-lr is given no value; allowed: a number in (0, "),
     (["--epochs="], "--epochs is given no value; allowed: a whole number in [1, "),

@@ -267,7 +267,7 @@ def test_checkpoints_of_something_else_are_refused(small, tiny_config, tmp_path)
     helpers.save_network(path, Network([3, 2]))
     with pytest.raises(InputError, match="not a checkpoint: it lacks about"):
         train(config, small, checkpoint=path)
-    np.savez(path, about="{", theta=np.zeros(3), best_theta=np.zeros(3))
+    np.savez(path, about="{", theta=np.zeros(3), kept_theta=np.zeros(3))
     with pytest.raises(InputError, match="not a checkpoint: what it says about itself is not JSON"):
         train(config, small, checkpoint=path)
     for junk in (b"", b"PK\x03\x04 something", b"hello" * 99):

@@ -1,0 +1,249 @@
+"""Layers beyond helpers.Network: convolution, pooling, batch normalisation, dropout, residual blocks, in NumPy.
+
+A layer has forward(x, mode), mode one of "train", "calibrate", "test", and backward(delta), which takes dJ/d(output),
+fills the gradients of the layer's parameters and returns dJ/dx; ReLU and Dropout work in place. Images are (batch,
+height, width, channels): a row of a patch lies together in memory, and a convolution is the product of two matrices,
+(pixels, 9 n_in) and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network for all that takes one.
+"""
+
+import math
+from functools import reduce
+
+import numpy as np
+
+from helpers import WEIGHT_INITS, Network
+
+
+class Layer:
+    """What layers have in common: parameters W, which decay, and v, which do not, with their gradients dW and dv."""
+
+    matrices, vectors = (), ()  # the shapes of W and v
+    first = False  # in the network, so that nobody needs dJ/dx
+
+    def begin(self, rng):
+        """Draw the first parameters; they are zero before."""
+
+    def kept(self, name, shape, dtype, create=np.empty):
+        """An array of this shape: that of the last call where it still fits, as large ones are slow to get."""
+        arrays = self.__dict__.setdefault("_arrays", {})
+        if name not in arrays or arrays[name].shape != shape:
+            arrays[name] = create(shape, dtype)
+        return arrays[name]
+
+
+class Dense(Layer):
+    """z = x W + b, with x (batch, ...) taken as (batch, n_in);  dW = x^T delta;  db = sum of delta;  dx = delta W^T."""
+
+    def __init__(self, n_in, n_out, weight_init="He"):
+        self.matrices, self.vectors, self.draw = [(n_in, n_out)], [(n_out,)], WEIGHT_INITS[weight_init]
+
+    def begin(self, rng):
+        self.W[0][:] = self.draw(rng, *self.W[0].shape)
+
+    def forward(self, x, mode):
+        self.shape, self.x = x.shape, x.reshape(len(x), -1)
+        return self.x @ self.W[0] + self.v[0]
+
+    def backward(self, delta):
+        np.dot(self.x.T, delta, out=self.dW[0])
+        delta.sum(axis=0, out=self.dv[0])
+        if not self.first:
+            return (delta @ self.W[0].T).reshape(self.shape)
+
+
+class Convolution(Dense):
+    """z[i, j] = sum over d, e = 0, 1, 2 of x[i + d, j + e] W[d, e], x with `pad` zeros added on every side; no bias.
+
+    W (9 n_in, n_out), rows by (d, e, channel). dW is the sum of patch^T delta over all pixels; dx the convolution of
+    delta with W turned by 180 degrees. All go a few images at a time, so that their patches stay in the cache.
+    """
+
+    def __init__(self, n_in, n_out, pad=1):
+        self.matrices, self.pad, self.draw = [(9 * n_in, n_out)], pad, WEIGHT_INITS["He"]
+
+    def forward(self, x, mode):
+        self.x = self._padded("x", x, self.pad)
+        return self._convolve("z", self.x, self.W[0])
+
+    def backward(self, delta):
+        n_out = delta.shape[-1]
+        self.dW[0][:] = sum(patches.T @ delta[i].reshape(-1, n_out) for i, patches in self._patches(self.x))
+        if not self.first:
+            turned = self.W[0].reshape(3, 3, -1, n_out)[::-1, ::-1].transpose(0, 1, 3, 2).reshape(9 * n_out, -1)
+            return self._convolve("dx", self._padded("delta", delta, 2 - self.pad), turned)
+
+    def _padded(self, name, x, pad):
+        n, h, w, c = x.shape
+        padded = self.kept(name, (n, h + 2 * pad, w + 2 * pad, c), x.dtype, np.zeros)
+        padded[:, pad : h + pad, pad : w + pad] = x  # the border stays zero
+        return padded
+
+    def _patches(self, x):
+        """Some images at a time: which, and the 3 x 3 patches of x around all their pixels, (pixels, 9 channels)."""
+        n, h, w, c = x.shape
+        image, row, pixel, channel = x.strides
+        shape, strides = (n, h - 2, w - 2, 3, 3 * c), (image, row, pixel, row, channel)
+        view = np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
+        many = max(1, 2**18 // view[0].size)  # a megabyte of float32
+        buffer = self.kept(f"patches of {c}", (min(many, n), *view.shape[1:]), x.dtype)
+        for i in range(0, n, many):
+            patches = buffer[: min(many, n - i)]
+            np.copyto(patches, view[i : i + many])
+            yield slice(i, i + many), patches.reshape(-1, 9 * c)
+
+    def _convolve(self, name, x, W):
+        n, h, w, _ = x.shape
+        z = self.kept(name, (n, h - 2, w - 2, W.shape[1]), x.dtype)
+        for some, patches in self._patches(x):
+            np.dot(patches, W, out=z[some].reshape(-1, W.shape[1]))
+        return z
+
+
+class MaxPool(Layer):
+    """The largest of each size x size pixels, to which its gradient goes (to the first of equals)."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def _corners(self, x):  # views of x, one for each place in a square; what fills no square is left out
+        h, w = (length // self.size * self.size for length in x.shape[1:3])
+        return [x[:, i : h : self.size, j : w : self.size] for i in range(self.size) for j in range(self.size)]
+
+    def forward(self, x, mode):
+        self.x, self.out = x, reduce(np.maximum, self._corners(x))
+        return self.out
+
+    def backward(self, delta):
+        dx = self.kept("dx", self.x.shape, delta.dtype, np.zeros)  # what is left out stays zero
+        for corner, d in zip(self._corners(self.x), self._corners(dx)):
+            np.multiply(delta, corner == self.out, out=d)
+            delta -= d  # given away
+        return dx
+
+
+class BatchNorm(Layer):
+    """y = gamma (x - mean) / sqrt(var + 1e-5) + beta, per channel (Ioffe & Szegedy, 2015).
+
+    mean and var are those of the batch; in mode "test" they are `statistics`, those of the last Stack.calibrate.
+    """
+
+    def __init__(self, n):
+        self.vectors, self.statistics, self.batches = [(n,), (n,)], np.array([np.zeros(n), np.ones(n)]), 0
+
+    def begin(self, rng):
+        self.v[0].fill(1)  # gamma
+
+    def forward(self, x, mode):
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
+        mean, var = self.statistics.astype(x.dtype) if mode == "test" else (x.mean(axis=0), None)
+        self.x = np.subtract(x, mean, out=self.kept("x", x.shape, x.dtype))
+        if mode != "test":
+            var = np.einsum("ij,ij->j", self.x, self.x) / len(x)
+        if mode == "calibrate":
+            self.batches += 1
+            self.statistics += (np.array([mean, var]) - self.statistics) / self.batches
+        self.scale = 1 / np.sqrt(var + x.dtype.type(1e-5))
+        self.x *= self.scale  # normalised
+        y = np.multiply(self.x, self.v[0], out=self.kept("y", x.shape, x.dtype))
+        y += self.v[1]
+        return y.reshape(shape)
+
+    def backward(self, delta):
+        rows, gamma, (dgamma, dbeta) = delta.reshape(self.x.shape), self.v[0], self.dv
+        np.einsum("ij,ij->j", rows, self.x, out=dgamma)
+        rows.sum(axis=0, out=dbeta)
+        self.x *= dgamma / len(rows)
+        rows -= self.x
+        rows -= dbeta / len(rows)
+        rows *= gamma * self.scale
+        return delta
+
+
+class ReLU(Layer):
+    """a = max(0, z)."""
+
+    def forward(self, x, mode):
+        self.mask = np.maximum(x, 0, out=x) > 0
+        return x
+
+    def backward(self, delta):
+        delta *= self.mask
+        return delta
+
+
+class Dropout(ReLU):
+    """In training a number is zero with probability p, else divided by 1 - p (Srivastava et al., 2014)."""
+
+    def __init__(self, p):
+        self.p, self.rng = p, np.random.default_rng(0)
+
+    def forward(self, x, mode):
+        if mode == "train":
+            self.mask = (self.rng.random(x.shape, np.float32) >= self.p) * x.dtype.type(1 / (1 - self.p))
+            x *= self.mask
+        return x
+
+
+class Residual(Layer):
+    """y = x + f(x), f some layers, the first of which does not work in place (He et al., 2016)."""
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def forward(self, x, mode):
+        y = x
+        for layer in self.layers:
+            y = layer.forward(y, mode)
+        y += x
+        return y
+
+    def backward(self, delta):
+        through = delta.copy()
+        for layer in reversed(self.layers):
+            through = layer.backward(through)
+        through += delta
+        return through
+
+
+class Stack(Network):
+    """A network of layers for inputs x of one shape, (784,) or (28, 28, 1): the last output is the logits.
+
+    As in Network, uint8 images are scaled to [0, 1], and all parameters are views into `theta`, W of all layers first.
+    """
+
+    def __init__(self, layers, shape, rng=None, dtype=np.float32):
+        self.layers, self.shape, self.mode, layers[0].first = layers, shape, "test", True
+        self.every = [one for layer in layers for one in getattr(layer, "layers", [layer])]
+        matrices, vectors = ([s for layer in self.every for s in getattr(layer, k)] for k in ("matrices", "vectors"))
+        self.shapes, self.n_weights = matrices + vectors, sum(map(math.prod, matrices))
+        self.theta = np.zeros(sum(map(math.prod, self.shapes)), dtype)
+        self.gradient, self._scratch = np.zeros_like(self.theta), np.empty(self.n_weights, dtype)
+        parts, gradients = iter(self.parts(self.theta)), iter(self.parts(self.gradient))
+        for layer in self.every:
+            layer.W, layer.dW = ([next(cut) for _ in layer.matrices] for cut in (parts, gradients))
+        for layer in self.every:
+            layer.v, layer.dv = ([next(cut) for _ in layer.vectors] for cut in (parts, gradients))
+            layer.begin(rng or np.random.default_rng())
+
+    def forward(self, x):
+        """Logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
+        if self.mode == "test" and len(x) > 100:
+            return np.concatenate([self.forward(x[i : i + 100]) for i in range(0, len(x), 100)])
+        a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype).reshape(-1, *self.shape)
+        for layer in self.layers:
+            a = layer.forward(a, self.mode)
+        return a
+
+    def backward(self, delta):
+        """Fill `gradient` from dJ/d(logits), for the x of the last `forward`."""
+        for layer in reversed(self.layers):
+            delta = layer.backward(delta)
+
+    def calibrate(self, x):
+        """Set the statistics of batch norm to those of the inputs x, 100 at a time, under the present weights."""
+        for layer in self.every:
+            layer.batches = 0
+        self.mode = "calibrate"
+        for i in range(0, len(x), 100):
+            self.forward(x[i : i + 100])
+        self.mode = "test"

@@ -1,0 +1,208 @@
+"""The layers, each against its definition written as loops, its gradient against finite differences and PyTorch."""
+
+import numpy as np
+import pytest
+
+import helpers
+from helpers import InputError
+from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+
+STACKS = {  # odd shapes throughout
+    "dense": ((5,), lambda: [Dense(5, 7), ReLU(), Dense(7, 3)]),
+    "batch norm": ((5,), lambda: [Dense(5, 4), BatchNorm(4), ReLU(), Dense(4, 3)]),
+    "dropout": ((5,), lambda: [Dense(5, 8), ReLU(), Dropout(0.4), Dense(8, 3)]),
+    "valid convolution": ((5, 6, 2), lambda: [Convolution(2, 3, pad=0), Dense(3 * 4 * 3, 3)]),
+    "padded convolutions": ((5, 4, 1), lambda: [Convolution(1, 3), ReLU(), Convolution(3, 2), Dense(5 * 4 * 2, 3)]),
+    "pooling": ((7, 5, 2), lambda: [Convolution(2, 3), MaxPool(2), Convolution(3, 2), ReLU(), Dense(3 * 2 * 2, 3)]),
+    "large pooling": ((7, 6, 2), lambda: [Convolution(2, 3), MaxPool(3), ReLU(), Dense(2 * 2 * 3, 3)]),
+    "residual": ((3, 4, 2), lambda: [Convolution(2, 3), Residual(Convolution(3, 3), BatchNorm(3), ReLU()), Dense(36, 3)]),
+    "all": ((8, 9, 1), lambda: [
+        Convolution(1, 2, pad=0), BatchNorm(2), ReLU(), Convolution(2, 4), MaxPool(2), BatchNorm(4), ReLU(),
+        Residual(Convolution(4, 4), BatchNorm(4), ReLU()), MaxPool(3), Dense(4, 3),
+    ]),
+}  # fmt: skip
+
+
+def stack(name, seed=0, n=7):
+    """A network in training, in float64, with random values for all its parameters; a batch and its labels."""
+    shape, layers = STACKS[name]
+    rng = np.random.default_rng(seed)
+    network = Stack(layers(), shape, rng, np.float64)
+    network.theta += rng.normal(0, 0.2, network.theta.shape)
+    network.mode = "train"
+    return network, rng.normal(size=(n, *shape)), rng.integers(0, 3, n)
+
+
+def fix_dropout(network):
+    """Let every forward draw the same mask."""
+    for layer in network.every:
+        layer.rng = np.random.default_rng(5)
+
+
+def numeric(network, x, y, weight_decay, epsilon=1e-5):
+    """dJ/dtheta by central differences, written independently of helpers.gradient_check."""
+    result = np.empty_like(network.theta)
+    for i in range(len(result)):
+        for sign in (1, -1):
+            network.theta[i] += sign * epsilon
+            fix_dropout(network)
+            z = network.forward(x)
+            network.theta[i] -= sign * epsilon
+            p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+            value = -np.log(p[np.arange(len(y)), y]).mean()
+            change = network.theta[: network.n_weights].copy()
+            if i < network.n_weights:
+                change[i] += sign * epsilon
+            value += weight_decay / 2 * (change**2).sum()
+            result[i] = value if sign > 0 else (result[i] - value) / (2 * epsilon)
+    return result
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_backprop_agrees_with_finite_differences(name):
+    network, x, y = stack(name)
+    expected = numeric(network, x, y, 0.1)
+    fix_dropout(network)
+    network.objective(x, y, weight_decay=0.1)
+    np.testing.assert_allclose(network.gradient, expected, rtol=2e-6, atol=1e-9)
+    assert np.count_nonzero(np.abs(expected) > 1e-6) > 0.5 * len(expected)
+
+
+def test_the_gradient_check_of_helpers_takes_a_stack_and_sees_what_is_wrong(monkeypatch):
+    network, x, y = stack("all")
+    assert helpers.gradient_check(network, x, y, weight_decay=0.1) < 1e-6
+    right = MaxPool.backward
+    monkeypatch.setattr(MaxPool, "backward", lambda self, delta: right(self, delta * 1.001))
+    assert helpers.gradient_check(network, x, y) > 1e-5
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_convolution_is_its_sum_written_as_loops(pad):
+    rng = np.random.default_rng(1)
+    layer = Convolution(2, 3, pad)
+    Stack([layer], (5, 4, 2), rng, np.float64)
+    x, W = rng.normal(size=(2, 5, 4, 2)), layer.W[0].reshape(3, 3, 2, 3)
+    z = layer.forward(x, "test")
+    assert z.shape == (2, 3 + 2 * pad, 2 + 2 * pad, 3)
+    for n, i, j, k in np.ndindex(z.shape):
+        total = 0.0
+        for d in range(3):
+            for e in range(3):
+                row, column = i + d - pad, j + e - pad
+                if 0 <= row < 5 and 0 <= column < 4:
+                    total += sum(x[n, row, column, c] * W[d, e, c, k] for c in range(2))
+        assert z[n, i, j, k] == pytest.approx(total, abs=1e-12)
+
+
+def test_many_images_are_convolved_in_parts_to_the_same_result(monkeypatch):
+    rng = np.random.default_rng(2)
+    layer = Convolution(8, 5)
+    Stack([layer], (20, 20, 8), rng, np.float64)
+    layer.first = False
+    x, delta = rng.normal(size=(23, 20, 20, 8)), rng.normal(size=(23, 20, 20, 5))  # 9 images are a part
+    assert len(list(layer._patches(layer._padded("x", x, 1)))) == 3
+    z, dx, dW = layer.forward(x, "train").copy(), layer.backward(delta).copy(), layer.dW[0].copy()
+    total = 0
+    for i in range(23):
+        np.testing.assert_allclose(layer.forward(x[i : i + 1], "train")[0], z[i], atol=1e-10)
+        np.testing.assert_allclose(layer.backward(delta[i : i + 1])[0], dx[i], atol=1e-10)
+        total = total + layer.dW[0]
+    np.testing.assert_allclose(total, dW, atol=1e-9)
+
+
+def test_of_equals_the_first_gets_the_whole_gradient_of_a_pooling():
+    layer, x = MaxPool(2), np.zeros((1, 5, 4, 1))
+    x[0, 2, 3] = 1
+    np.testing.assert_array_equal(layer.forward(x, "train")[0, :, :, 0], [[0, 0], [0, 1]])
+    dx = layer.backward(np.array([[[[3.0], [5.0]], [[7.0], [11.0]]]]))[0, :, :, 0]
+    np.testing.assert_array_equal(dx, [[3, 0, 5, 0], [0, 0, 0, 0], [7, 0, 0, 11], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_batch_norm_normalises_the_batch_and_afterwards_by_what_it_was_calibrated_with():
+    rng = np.random.default_rng(3)
+    norm = BatchNorm(4)
+    network = Stack([norm], (4,), rng, np.float64)
+    x = rng.normal(3, 5, (250, 4))
+    network.mode = "train"
+    y = network.forward(x)
+    np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(y.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(norm.statistics, [[0] * 4, [1] * 4])  # training leaves them alone
+    for _ in range(2):  # a second calibration forgets the first
+        network.calibrate(x)
+    parts = [x[:100], x[100:200], x[200:]]
+    mean, var = (np.mean([f(part, axis=0) for part in parts], axis=0) for f in (np.mean, np.var))
+    np.testing.assert_allclose(norm.statistics, [mean, var])
+    assert network.mode == "test"
+    np.testing.assert_allclose(network.forward(x[:3]), (x[:3] - mean) / np.sqrt(var + 1e-5))
+
+
+def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_training():
+    layer, x = Dropout(0.3), np.ones((200, 500), np.float32)
+    y = layer.forward(x.copy(), "train")
+    assert abs((y == 0).mean() - 0.3) < 0.01 and abs(y.mean() - 1) < 0.01 and y.dtype == np.float32
+    np.testing.assert_array_equal(layer.backward(np.ones_like(x)), y)  # the same mask
+    for mode in ("calibrate", "test"):
+        np.testing.assert_array_equal(layer.forward(x.copy(), mode), x)
+
+
+def test_a_stack_is_a_network_whose_parameters_are_views(small):
+    rng = np.random.default_rng(0)
+    network = Stack([Dense(784, 6), BatchNorm(6), ReLU(), Dense(6, 10)], (784,), rng)
+    assert network.n_weights == 784 * 6 + 60 and len(network.theta) == network.n_weights + 6 + 12 + 10
+    network.theta[:] = np.arange(len(network.theta))
+    assert network.layers[0].W[0][0, 1] == 1 and network.layers[3].W[0][0, 0] == 784 * 6
+    assert network.layers[0].v[0][0] == network.n_weights and network.layers[3].v[0][-1] == len(network.theta) - 1
+    with pytest.raises(InputError):
+        helpers.gradient_check(network, small.x_train[:2], small.y_train[:2])
+
+
+def test_any_number_of_images_at_once_gives_the_same(small):
+    network = Stack(
+        [Convolution(1, 2), BatchNorm(2), ReLU(), Dense(2 * 784, 10)], (28, 28, 1), np.random.default_rng(0)
+    )
+    network.calibrate(small.x_train)
+    x = small.x_train[:250]
+    before = x.copy()
+    whole = network.forward(x)
+    np.testing.assert_allclose(whole, np.concatenate([network.forward(one[None]) for one in x]), atol=2e-5)
+    np.testing.assert_array_equal(x, before)
+    floats = np.multiply(x, 1 / 255, dtype=np.float32)
+    kept = floats.copy()
+    np.testing.assert_allclose(whole, network.forward(floats), atol=2e-5)
+    np.testing.assert_array_equal(floats, kept)
+    assert network.predict(x).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_convolutional_network_agrees_with_pytorch():
+    torch = pytest.importorskip("torch")
+    nn, rng = torch.nn, np.random.default_rng(4)
+    ours = [Convolution(1, 3, pad=0), BatchNorm(3), ReLU(), Convolution(3, 4), MaxPool(2), Dense(4 * 3 * 3, 5)]
+    network = Stack(ours, (8, 8, 1), rng, np.float64)
+    network.theta += rng.normal(0, 0.1, network.theta.shape)
+    network.mode = "train"
+    theirs = nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5),
+    ).double()  # fmt: skip
+    turn = lambda W, n_in: torch.tensor(W.reshape(3, 3, n_in, -1).transpose(3, 2, 0, 1).copy())  # noqa: E731
+    places = np.arange(36).reshape(3, 3, 4).transpose(2, 0, 1).ravel()  # (height, width, channel) as theirs
+    with torch.no_grad():
+        theirs[0].weight.copy_(turn(ours[0].W[0], 1))
+        theirs[3].weight.copy_(turn(ours[3].W[0], 3))
+        theirs[1].weight.copy_(torch.tensor(ours[1].v[0]))
+        theirs[1].bias.copy_(torch.tensor(ours[1].v[1]))
+        theirs[6].weight.copy_(torch.tensor(ours[5].W[0][places].T.copy()))
+        theirs[6].bias.copy_(torch.tensor(ours[5].v[0]))
+    x, y = rng.normal(size=(6, 8, 8, 1)), rng.integers(0, 5, 6)
+    loss, z = network.objective(x, y)
+    out = theirs(torch.tensor(x.transpose(0, 3, 1, 2).copy()))
+    expected = nn.functional.cross_entropy(out, torch.tensor(y))
+    expected.backward()
+    np.testing.assert_allclose(z, out.detach().numpy(), atol=1e-10)
+    assert loss == pytest.approx(expected.item(), abs=1e-12)
+    np.testing.assert_allclose(turn(ours[0].dW[0], 1), theirs[0].weight.grad, atol=1e-10)
+    np.testing.assert_allclose(turn(ours[3].dW[0], 3), theirs[3].weight.grad, atol=1e-10)
+    np.testing.assert_allclose(ours[1].dv, [theirs[1].weight.grad.numpy(), theirs[1].bias.grad.numpy()], atol=1e-10)
+    np.testing.assert_allclose(ours[5].dW[0][places].T, theirs[6].weight.grad, atol=1e-10)
+    np.testing.assert_allclose(ours[5].dv[0], theirs[6].bias.grad, atol=1e-10)

@@ -1,0 +1,408 @@
+"""Towards 95 %: the recommendations of the reference report put to the test, on the networks of layers.py.
+
+python towards95.py ablation         trains what data/towards95/ablation.csv lacks, on every core; any stop, it goes on
+python towards95.py train NAME SEED  trains a final network, from its checkpoint if there is one; tests it, once
+python towards95.py rerun N          trains row N of the ablation again, and compares
+
+NAME is dense or convolutional.
+Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from helpers import (
+    BLAS,
+    DATA_DIR,
+    OPTIMIZERS,
+    Config,
+    InputError,
+    cross_entropy,
+    end_with_parent,
+    evaluate,
+    fill,
+    load_checkpoint,
+    load_dataset,
+    load_npz,
+    one_hot,
+    save_checkpoint,
+    write_atomically,
+)
+from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+from sweep import machine
+
+FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training: its network and every measure that is taken. Measures not named are not taken."""
+
+    network: str = "dense"  # or "convolutional"
+    widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
+    weight_init: str = "random"  # of dense layers; convolutions have He's
+    batch_norm: bool = False  # of dense layers; convolutions always have it
+    dropout: float = 0.0  # probability, after each hidden layer
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float = 4.22e-4  # its largest
+    warm_up: float | None = None  # share of all steps that it rises; then it falls to zero as a cosine. None: constant
+    weight_decay: float = 0.0  # lambda of the L2 term
+    decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
+    label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
+    flip: bool = False  # half of the images are mirrored
+    shift: int = 0  # pixels, at most, in both directions
+    noise: float = 0.0  # standard deviation, of pixels from 0 to 1
+    average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
+    seed: int = 0
+
+
+def build(recipe, dtype=np.float32):
+    """The Stack of a recipe, its weights drawn from its seed."""
+    w, layers = recipe.widths, []
+    if recipe.network == "convolutional":
+        layers, shape = [Convolution(1, w[0], pad=0), BatchNorm(w[0]), ReLU()], (28, 28, 1)
+        for n_in, n_out in zip(w, w[1:]):
+            layers += [Convolution(n_in, n_out), MaxPool(2), BatchNorm(n_out), ReLU()]
+            layers += [Residual(Convolution(n_out, n_out), BatchNorm(n_out), ReLU())]
+        layers += [MaxPool(3)]
+    else:
+        w, shape = (784, *w), (784,)
+        for n_in, n_out in zip(w, w[1:]):
+            layers += [Dense(n_in, n_out, recipe.weight_init)]
+            layers += [BatchNorm(n_out)] * recipe.batch_norm + [ReLU()]
+            layers += [Dropout(recipe.dropout)] * (recipe.dropout > 0)
+    layers += [Dense(w[-1], 10, recipe.weight_init)]
+    return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
+
+
+def augment(x, recipe, rng):
+    """Images x (n, 784) uint8, each mirrored, shifted and disturbed by chance; float32 in [0, 1] if there is noise."""
+    n, x = len(x), x.reshape(-1, 28, 28)
+    if recipe.flip:
+        mirrored = rng.random(n) < 0.5
+        x[mirrored] = x[mirrored, :, ::-1]
+    if recipe.shift:
+        s = recipe.shift
+        x = np.pad(x, ((0, 0), (s, s), (s, s)))
+        i, j = (np.arange(28) + rng.integers(0, 2 * s + 1, (n, 1)) for _ in range(2))
+        x = x[np.arange(n)[:, None, None], i[:, :, None], j[:, None, :]]
+    x = x.reshape(n, 784)
+    if recipe.noise:
+        x = x * np.float32(1 / 255) + rng.standard_normal(x.shape, np.float32) * np.float32(recipe.noise)
+    return x
+
+
+def smoothed_cross_entropy(z, y, smoothing):
+    """Mean cross-entropy with the target (1 - s) one_hot(y) + s/K, and its gradient with respect to logits z (n, K).
+
+    It is the plain one + s (z_y - mean_k z_k), whose gradient is s (one_hot(y) - 1/K).
+    """
+    loss, delta = cross_entropy(z, y)
+    if smoothing:
+        away = (one_hot(y, z.shape[1]) - 1 / z.shape[1]) * (smoothing / len(y))
+        loss += float((away * z).sum())
+        delta += away.astype(delta.dtype)
+    return loss, delta
+
+
+def rate(recipe, progress):
+    """The learning rate when a share `progress` of the training is done."""
+    if recipe.warm_up is None:
+        return recipe.learning_rate
+    if progress < recipe.warm_up:
+        return recipe.learning_rate * progress / recipe.warm_up
+    return recipe.learning_rate * (1 + math.cos(math.pi * (progress - recipe.warm_up) / (1 - recipe.warm_up))) / 2
+
+
+@BLAS.wrap(limits=1, user_api="blas")
+def train(recipe, data, checkpoint=None, on_epoch=None):
+    """Train by a recipe; return the network as it is evaluated after the last epoch, and the history, a row per epoch.
+
+    A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
+    checkpoint: a file written after each epoch; where it exists, training goes on from there, to the same bits.
+    Raises InputError for a checkpoint of another training, FloatingPointError where the loss is not finite.
+    """
+    network = build(recipe)
+    average, history = network.theta.copy(), []
+    move = np.zeros_like(network.theta)  # where the optimiser steps to from zero at eta = 1: a step is linear in eta
+    step = OPTIMIZERS[recipe.optimizer](move, Config(optimizer=recipe.optimizer, learning_rate=1.0))
+    if checkpoint and Path(checkpoint).exists():
+        history = load_checkpoint(checkpoint, asdict(recipe), network.theta, average, step)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        began = time.perf_counter()
+        row = {"epoch": epoch} | _epoch(recipe, data, network, average, move, step, epoch)
+        last = network.theta.copy()
+        if recipe.average:
+            network.theta[:] = average
+        network.calibrate(data.x_train[:5000])
+        row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
+        row["seconds"] = time.perf_counter() - began
+        history.append(row)
+        if checkpoint:
+            save_checkpoint(checkpoint, asdict(recipe), last, average, step, history)
+        if epoch < recipe.epochs:
+            network.theta[:] = last
+        if on_epoch:
+            on_epoch(row)
+    return network, history
+
+
+def _epoch(recipe, data, network, average, move, step, epoch):
+    """One pass over the training images: train_loss and train_accuracy."""
+    n, size, rng = len(data.y_train), recipe.batch_size, np.random.default_rng([recipe.seed, epoch])
+    weights, steps, total, right = network.theta[: network.n_weights], -(-n // size), 0.0, 0
+    network.mode = "train"
+    for layer in network.every:
+        layer.rng = np.random.default_rng(rng.integers(2**63))  # for dropout
+    order = rng.permutation(n)
+    for k in range(steps):
+        some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
+        x, y = augment(data.x_train[some], recipe, rng), data.y_train[some]
+        z = network.forward(x)
+        loss, delta = smoothed_cross_entropy(z, y, recipe.label_smoothing)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is not finite in epoch {epoch}")
+        network.backward(delta)
+        network.gradient[: network.n_weights] += np.float32(recipe.weight_decay) * weights
+        eta = rate(recipe, t / (steps * recipe.epochs))
+        move.fill(0)
+        step(network.gradient, t, loss)
+        move *= np.float32(eta)
+        weights *= np.float32(1 - eta * recipe.decoupled_decay)
+        network.theta += move
+        if recipe.average:
+            np.subtract(network.theta, average, out=move)
+            move *= np.float32(1 - recipe.average)
+            average += move
+        total, right = total + loss * len(y), right + int(np.count_nonzero(z.argmax(axis=1) == y))
+    return {"train_loss": total / n, "train_accuracy": right / n}
+
+
+# ------------------------------------------------------------------------------------------------------ save and resume
+
+
+def save_network(path, recipe, network):
+    """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    statistics = [
+        layer.statistics.astype(np.float32).ravel() for layer in network.every if hasattr(layer, "statistics")
+    ]
+    with write_atomically(path) as file:
+        about, theta = json.dumps(asdict(recipe)), network.theta.astype(np.float16)
+        np.savez(file, recipe=about, theta=theta, statistics=np.concatenate(statistics or [np.empty(0, np.float32)]))
+
+
+def load_network(path):
+    """The Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
+    saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
+    try:
+        recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a network of towards95.py: {error}") from None
+    network = build(recipe)
+    fill(path, "theta", network.theta, saved["theta"].astype(np.float32))
+    normed = [layer for layer in network.every if hasattr(layer, "statistics")]
+    cuts = np.cumsum([layer.statistics.size for layer in normed])
+    if saved["statistics"].shape != (cuts[-1] if normed else 0,):
+        raise InputError(f"{path}: statistics is {saved['statistics'].shape}; allowed: {cuts[-1:]}")
+    for layer, part in zip(normed, np.split(saved["statistics"], cuts)):
+        layer.statistics[:] = part.reshape(layer.statistics.shape)
+    return network
+
+
+# ------------------------------------------------------------------------------------------------------------- ablation
+
+PLAIN = Recipe(  # the network that the sweeps selected, and a training of three quarters of its epochs
+    widths=(Config.hidden_size,) * Config.num_layers,
+    weight_init=Config.weight_init,
+    epochs=15,
+    batch_size=Config.batch_size,
+    learning_rate=Config.learning_rate,
+    weight_decay=Config.weight_decay,
+)
+MEASURES = {  # what each one changes in PLAIN; all together are the whole
+    "He initialisation": {"weight_init": "He"},
+    "batch normalisation": {"batch_norm": True},
+    "dropout, 0.1": {"dropout": 0.1},
+    "label smoothing, 0.1": {"label_smoothing": 0.1},
+    "rate up to 0.002, then cosine": {"learning_rate": 0.002, "warm_up": 0.2},
+    "decoupled decay, 0.05": {"weight_decay": 0.0, "decoupled_decay": 0.05},
+    "averaged weights": {"average": 0.998},
+    "mirrored images": {"flip": True},
+    "shifts by 1 pixel": {"shift": 1},
+    "input noise, 0.1": {"noise": 0.1},
+}
+WHOLE = replace(PLAIN, **{name: value for change in MEASURES.values() for name, value in change.items()})
+ABLATION = {("plain", "nothing"): PLAIN, ("whole", "nothing"): WHOLE}
+ABLATION |= {("plain", name): replace(PLAIN, **change) for name, change in MEASURES.items()}  # one more
+ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) for n, c in MEASURES.items()}  # one less
+ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
+for base, recipe in (("plain", PLAIN), ("whole", WHOLE)):
+    ABLATION[base, "twice the width"] = replace(recipe, widths=tuple(2 * width for width in recipe.widths))
+SEEDS = range(3)
+COLUMNS = ["base", "measure", "seed", "parameters", "epochs", "train_accuracy", "val_accuracy", "best_val_accuracy"]
+COLUMNS += ["seconds", "machine", "val_accuracy_history"]
+
+
+def _row(base, measure, seed, recipe, load):
+    network, history = train(recipe, load("fashion_mnist"))
+    accuracies = [row["val_accuracy"] for row in history]
+    results = [len(network.theta), recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
+    seconds = round(sum(row["seconds"] for row in history), 1)
+    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies)]))
+
+
+def ablation(path=FOLDER / "ablation.csv", recipes=ABLATION, workers=None, load=load_dataset):
+    """The table of the ablation, a row for each training: base (plain or whole), measure (added to plain, left out of
+    the whole), seed, parameters, epochs, the accuracies after the last epoch, best_val_accuracy of all epochs, seconds,
+    machine, val_accuracy of each epoch as a JSON list. What the file lacks is trained, side by side, and added there.
+    """
+    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    there = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
+    wanted = [(*one, seed, replace(recipe, seed=seed), load) for seed in SEEDS for one, recipe in recipes.items()]
+    missing = [one for one in wanted if one[:3] not in there]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+        work = as_completed([pool.submit(_row, *one) for one in missing])
+        for future in tqdm(work, total=len(missing), unit="training", disable=None):
+            rows.append(future.result())
+            _write(path, rows, COLUMNS[:3])
+    return read(path)
+
+
+def read(path):
+    """A table written here. Raises InputError where there is none."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); allowed: what towards95.py has written") from None
+
+
+def _write(path, rows, key):
+    """Write a table with one row for each key, the last one given."""
+    table = pd.DataFrame(rows).drop_duplicates(key, keep="last").sort_values(key)
+    with write_atomically(path) as file:
+        table.to_csv(file, index=False)
+
+
+def rerun(number, path=FOLDER / "ablation.csv"):
+    """Train a row of the ablation again. `agrees`: to the last bit on the same machine, else within 0.01."""
+    table = read(path)
+    if number not in table.index:
+        raise InputError(f"N is {number}; allowed: 0 to {len(table) - 1}")
+    then = table.loc[number].to_dict()
+    base, measure, seed = (then[name] for name in COLUMNS[:3])
+    now = _row(base, measure, seed, replace(ABLATION[base, measure], seed=seed), load_dataset)
+    same = then["machine"] == machine()
+    agrees = now["val_accuracy_history"] == then["val_accuracy_history"]
+    agrees = agrees if same else abs(now["val_accuracy"] - then["val_accuracy"]) < 0.01
+    both = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
+    return {**{name: then[name] for name in COLUMNS[:3]}, **both, "same_machine": same, "agrees": agrees}
+
+
+# ------------------------------------------------------------------------------------------------------- final networks
+
+FINAL = {
+    "dense": replace(WHOLE, widths=(1024, 1024, 1024), epochs=30, batch_size=256),
+    "convolutional": Recipe(
+        network="convolutional",
+        widths=(16, 64, 128, 256),
+        epochs=16,
+        optimizer="nag",
+        learning_rate=0.1,
+        warm_up=0.2,
+        weight_decay=0.0005,
+        label_smoothing=0.1,
+        flip=True,
+        shift=2,
+    ),
+}
+
+
+def mirrored(x):
+    """Images (n, 784), each mirrored left to right."""
+    return np.ascontiguousarray(x.reshape(-1, 28, 28)[:, :, ::-1]).reshape(x.shape)
+
+
+def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_dataset):
+    """Train FINAL[name] with this seed, or go on with it, and test it, once: its row of final.csv.
+
+    Writes NAME-SEED.npz, the network, and NAME-SEED-test.npy (2, 10000, 10), float16: its probabilities of the test
+    images as they are and mirrored, for `ensemble`. The test accuracies are those of the network as it is stored.
+    """
+    recipe, data = replace(FINAL[name], seed=seed), load("fashion_mnist")
+    network, history = train(recipe, data, cache / f"towards95-{name}-{seed}.npz", on_epoch)
+    save_network(folder / f"{name}-{seed}.npz", recipe, network)
+    network = load_network(folder / f"{name}-{seed}.npz")
+    p = np.array([network.predict(x) for x in (data.x_test, mirrored(data.x_test))], np.float16)
+    with write_atomically(folder / f"{name}-{seed}-test.npy") as file:
+        np.save(file, p)
+    right = [float(np.mean(one.argmax(axis=1) == data.y_test)) for one in (p[0], p.mean(axis=0, dtype=np.float32))]
+    row = {"name": name, "seed": seed, "parameters": len(network.theta), "epochs": len(history)}
+    row |= {"train_accuracy": history[-1]["train_accuracy"], "val_accuracy": history[-1]["val_accuracy"]}
+    row |= {"test_accuracy": right[0], "test_accuracy_flips": right[1]}
+    row |= {"seconds": round(sum(one["seconds"] for one in history), 1), "machine": machine()}
+    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history])}
+    path = folder / "final.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    _write(path, [*rows, row], ["name", "seed"])
+    return row
+
+
+def ensemble(names, y, folder=FOLDER):
+    """Test accuracy of the mean of the probabilities that several networks ("dense-0", ...) give, flips included."""
+    p = [np.load(folder / f"{name}-test.npy", allow_pickle=False).mean(axis=0, dtype=np.float32) for name in names]
+    return float(np.mean(np.mean(p, axis=0).argmax(axis=1) == y))
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def main(argv=None):
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    usage = f"allowed: ablation; train {'|'.join(FINAL)} SEED; rerun N"
+    try:
+        match argv:
+            case ["ablation"]:
+                outcome = {"table": str(FOLDER / "ablation.csv"), "rows": len(ablation())}
+            case ["train", name, seed] if name in FINAL and seed.isdigit():
+                with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
+
+                    def show(row):
+                        bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
+                        bar.update(row["epoch"] - bar.n)
+
+                    outcome = final(name, int(seed), on_epoch=show)
+            case ["rerun", number] if number.isdigit():
+                outcome = rerun(int(number))
+            case _:
+                raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
+        print(json.dumps(outcome))
+        return 0 if outcome.get("agrees", True) else 1
+    except KeyboardInterrupt:
+        print("towards95.py: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (InputError, OSError) as error:
+        print(f"towards95.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
