@@ -362,10 +362,18 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     return row
 
 
+def probabilities(name, folder=FOLDER):
+    """What the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
+    try:
+        return np.load(folder / f"{name}-test.npy", allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}-test.npy cannot be read ({error}); allowed: what towards95.py has written") from None
+
+
 def ensemble(names, y, folder=FOLDER):
-    """Test accuracy of the mean of the probabilities that several networks ("dense-0", ...) give, flips included."""
-    p = [np.load(folder / f"{name}-test.npy", allow_pickle=False).mean(axis=0, dtype=np.float32) for name in names]
-    return float(np.mean(np.mean(p, axis=0).argmax(axis=1) == y))
+    """Test accuracy, for labels y, of the mean of the probabilities of several networks ("dense-0", ...), both ways."""
+    p = np.mean([probabilities(name, folder) for name in names], axis=(0, 1))
+    return float(np.mean(p.argmax(axis=1) == y))
 
 
 # --------------------------------------------------------------------------------------------------------- command line
