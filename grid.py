@@ -28,15 +28,22 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
-from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
-from helpers import _end_with_parent as end_with_parent
-from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
-from sweep import _Parser as Parser
+from helpers import (
+    BLAS,
+    DATA_DIR,
+    Config,
+    InputError,
+    Network,
+    end_with_parent,
+    evaluate,
+    load_dataset,
+    train_all,
+    write_atomically,
+)
+from sweep import FOLDER, ROOT, Ledger, Parser, errors_as_sentences, machine, read_sweep, suggest, supervise
 from train import train_and_log
 
 TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
@@ -237,63 +244,139 @@ def decomposition(table, y, space=None):
 
 
 # ------------------------------------------------------------------------------------------------------------- replays
-# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted.
+# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
+# configuration as indices into the values of PARAMETERS. Optuna's own sampler would take five times as long.
 
 BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
 BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
+SHAPE = np.array([len(SPACE.space[name].choices) for name in PARAMETERS])
+BY_NAME = np.argsort(PARAMETERS)  # in which order Optuna draws
+STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
 
 
-def replay(curves, rows, search, hyperband, seed, budget=BUDGET):
+def points_of(table):
+    """The points (n, parameters) of a table, int."""
+    return np.column_stack([table[name].map(SPACE.space[name].choices.index) for name in PARAMETERS])
+
+
+def tpe(tried, ranked, rng, first, known):
+    """The point that Optuna's TPESampler(multivariate=True) would suggest, from the same numbers drawn at random.
+
+    A tree-structured Parzen estimator (Bergstra et al., 2011): of CANDIDATES drawn from g(x) the one of largest
+    g(x) / b(x), where g and b are mixtures around the best tenth of the points tried, at most GOOD, and around the
+    others. With m points o_j, of weights w_j, and K_i values of parameter i, both are (e = 1 / (m + 1))
+
+        p(x) = w_0 prod_i 1/K_i + sum_j w_j prod_i ([x_i = o_ji] + e) / (1 + K_i e).
+
+    tried: points (n, parameters), oldest first. ranked: their indices, best first. rng, first: np.random.RandomState,
+    for mixtures, and for the first STARTUP points, which are uniform. known: bool, by ravelled point, what may be
+    suggested; candidates that may not are drawn again.
+    """
+    allowed = lambda x: known[np.ravel_multi_index(x.T, SHAPE)]  # noqa: E731
+    if len(tried) < STARTUP:
+        while not allowed(x := np.array([first.uniform(size=k).argmax() for k in SHAPE])):
+            pass
+        return x
+    best = np.sort(ranked[: min(-(-len(tried) // 10), GOOD)])
+    good, bad = _mixture(tried[best]), _mixture(np.delete(tried, best, axis=0))
+    x = np.empty((0, len(SHAPE)), int)
+    while len(x) < CANDIDATES:
+        new = _draw(*good, rng)
+        x = np.concatenate([x, new[allowed(new)]])
+    x = x[:CANDIDATES]
+    return x[np.argmax(_density(x, *good) / _density(x, *bad))]
+
+
+def _mixture(points):
+    """The points of a mixture, and the weights (m + 1) of its parts; the last is the uniform distribution."""
+    old = max(len(points) - FULL, 0)
+    weights = np.concatenate([np.linspace(1 / max(len(points), 1), 1, old), np.ones(len(points) - old + 1)])
+    return points, weights / weights.sum()
+
+
+def _draw(points, weights, rng):
+    e, part = 1 / len(weights), rng.choice(len(weights), p=weights, size=CANDIDATES)
+    x, near = np.empty((CANDIDATES, len(SHAPE)), int), np.flatnonzero(part < len(points))
+    for i in BY_NAME:
+        p = np.full((CANDIDATES, SHAPE[i]), e)
+        p[near, points[part[near], i]] += 1
+        p = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
+        x[:, i] = (p[:, :-1] < rng.rand(CANDIDATES)[:, None]).sum(axis=1)
+    return x
+
+
+def _density(x, points, weights):
+    e, alike = 1 / len(weights), np.zeros((len(x), len(points)), int)
+    for i in range(len(SHAPE)):
+        alike += x[:, i, None] == points[:, i]
+    near = np.array([(1 + e) ** n * e ** (len(SHAPE) - n) for n in range(len(SHAPE) + 1)]) / np.prod(1 + SHAPE * e)
+    return near[alike] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
+
+
+def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
-    curves: val_accuracy (n, EPOCHS) of the rows. rows: {values of PARAMETERS: row}. search: "random" or "tpe", which is
-    Optuna's as sweep.py sets it; where it asks for a row that is missing, it is asked again. hyperband: end a run after
-    an epoch of BANDS if it is not in the best 1/ETA of all that came so far, as sweep.py and W&B do.
+    curves: val_accuracy (n, EPOCHS) of the rows; points: of the rows. search: "random", uniform with replacement, or
+    "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all that came so
+    far, as sweep.py and W&B do. Where rows are missing both searches are those of the space without them: the share of
+    good ones is that of the whole, on the average, but the best of fewer is worse, so that it is found the sooner.
     Returns a list of (runs, epochs spent, row): whenever a run trained whole is better than all before.
     """
-    rng, study = np.random.default_rng(seed), None
-    if search == "tpe":
-        study = optuna.create_study(sampler=TPESampler(seed=seed, multivariate=True), direction="maximize")
-    space, seen = {name: SPACE.space[name] for name in PARAMETERS}, {band: [] for band in BANDS}
-    found, best, runs, spent = [], -1, 0, 0
+    rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
+    row_of = np.full(SHAPE.prod(), -1)
+    row_of[np.ravel_multi_index(points.T, SHAPE)] = np.arange(len(points))
+    found, best, spent, rows, ranked = [], -1, 0, [], []
     while spent < budget:
-        trial = study.ask(space) if study else None
-        row = rows.get(tuple(trial.params.values())) if study else int(rng.integers(len(curves)))
-        if row is None:
-            continue
-        epochs, value = EPOCHS, curves[row, -1]
+        if search == "tpe":
+            x = tpe(points[rows], [one[-1] for one in ranked[:GOOD]], *legacy, row_of >= 0)
+            row = int(row_of[np.ravel_multi_index(x, SHAPE)])
+        else:
+            row = int(rng.integers(len(curves)))
+        epochs = EPOCHS
         for band in BANDS if hyperband else ():
             insort(seen[band], early := curves[row, band - 1])
-            if study:
-                trial.report(early, band)
             if early < seen[band][-1 - int(len(seen[band]) / ETA)]:
-                epochs, value = band, None
+                epochs = band
                 break
-        if study:
-            study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
-        runs, spent = runs + 1, spent + epochs
-        if value is not None and value > best and spent <= budget:
+        value = curves[row, epochs - 1]
+        insort(ranked, (-epochs, -value, len(rows)))  # as Optuna: those trained whole first, then those ended later
+        rows.append(row)
+        spent += epochs
+        if epochs == EPOCHS and value > best and spent <= budget:
             best = value
-            found.append((runs, spent, row))
+            found.append((len(rows), spent, row))
     return found
 
 
-def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
-    """So many replays of each search, side by side: search, hyperband, seed, and what `replay` gives, but for the row
-    its number. What is in the file at `path` is not done again, if it is of this table; what is not is added there."""
-    curves = np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
-    rows = {values: row for row, values in enumerate(table[PARAMETERS].itertuples(index=False, name=None))}
-    columns, state = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"], zlib.crc32(curves)
+def load_replays(table, path=REPLAYS):
+    """What is stored at `path` of replays of just this table: search, hyperband, seed; runs, epochs and number whenever
+    the replay had found a better training; the table's checksum. Empty where there is none, or of another table."""
+    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
     done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
-    done = done[done.table == state]
+    return done[done.table == _checksum(table)].reset_index(drop=True)
+
+
+def _curves(table):
+    return np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
+
+
+def _checksum(table):
+    return zlib.crc32(np.ascontiguousarray(_curves(table)))
+
+
+def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
+    """So many replays of each search, side by side (see `load_replays`). What is stored at `path` is not done again, if
+    it is of this table; what is not is added there."""
+    curves, points, done = _curves(table), points_of(table), load_replays(table, path)
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
     missing = [(*one, seed) for seed in range(count) for one in searches if (*one, seed) not in known]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        for start in range(0, len(missing), 100):
-            some = missing[start : start + 100]
-            found = pool.map(partial(replay, curves, rows), *zip(*some))
-            new = [(*one, *f[:2], table.number.iloc[f[2]], state) for one, each in zip(some, found) for f in each]
-            done = pd.concat([done, pd.DataFrame(new, columns=columns)])
+        for start in range(0, len(missing), 400):
+            some = missing[start : start + 400]
+            found = pool.map(partial(replay, curves, points), *zip(*some), chunksize=10)
+            about = table.number.to_numpy(), _checksum(table)
+            new = [(*one, *f[:2], about[0][f[2]], about[1]) for one, each in zip(some, found) for f in each]
+            done = pd.concat([done, pd.DataFrame(new, columns=done.columns)])
             with write_atomically(path) as file:
                 done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
     return done[done.seed < count].reset_index(drop=True).infer_objects()

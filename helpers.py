@@ -668,11 +668,11 @@ def train_all(configs, processes=None, **options):
 
     options go to `train`. Yields the Trainings in the order of configs, each as soon as it is done.
     """
-    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         yield from pool.map(partial(_train_one, options), configs)
 
 
-def _end_with_parent():
+def end_with_parent():
     """Do not train on, unseen, where the parent was killed."""
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 

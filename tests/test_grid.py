@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from test_sweep import alone, tiny  # noqa: F401
@@ -277,22 +278,55 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The rows of a whole table that searches by tpe have asked for."""
+    rows, plain = [], grid.tpe
+    monkeypatch.setattr(grid, "tpe", lambda *args: rows.append(x := plain(*args)) or x)
+    yield lambda: [int(np.ravel_multi_index(x, grid.SHAPE)) for x in rows]
+
+
+@pytest.mark.parametrize("hyperband", [False, True])
+def test_tpe_suggests_what_optuna_suggests(hyperband, asked):
+    """All of a search, with the same numbers drawn at random: every suggestion is a function of those before it."""
+    table = fake()
+    table["val_accuracy_10"] -= 0.05 * sum((index(table, name) - 1) ** 2 for name in VALUES)
+    curves, points = grid._curves(table), grid.points_of(table)
+    grid.replay(curves, points, "tpe", hyperband, 5, budget=400)
+    sampler = optuna.samplers.TPESampler(seed=5, multivariate=True)
+    study, seen = optuna.create_study(sampler=sampler, direction="maximize"), {1: [], 3: []}
+    for row in asked():
+        trial = study.ask({name: grid.SPACE.space[name] for name in VALUES})
+        assert [VALUES[name].index(trial.params[name]) for name in VALUES] == points[row].tolist(), trial.number
+        for band in seen if hyperband else ():
+            seen[band].append(curves[row, band - 1])
+            trial.report(curves[row, band - 1], band)
+            if sum(value > curves[row, band - 1] for value in seen[band]) > len(seen[band]) // 3:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, curves[row, -1])
+    assert len(asked()) == 40 if not hyperband else len(asked()) > 80
+
+
+def test_tpe_suggests_only_what_is_known():
+    rng, known = np.random.default_rng(0), np.zeros(5832, bool)
+    known[rng.choice(5832, 300, replace=False)] = True
+    tried = np.column_stack(np.unravel_index(rng.choice(np.flatnonzero(known), 60), grid.SHAPE))
+    for n in (0, 9, 10, 60):
+        legacy = [np.random.RandomState(n), np.random.RandomState(n)]
+        points = [grid.tpe(tried[:n], list(range(n)), *legacy, known) for _ in range(30)]
+        rows = np.ravel_multi_index(np.transpose(points), grid.SHAPE)
+        assert known[rows].all() and (n >= 10 or len(set(rows)) > 5)
+
+
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_replay_is_what_sweep_py_would_do(search):
+def test_a_replay_is_what_sweep_py_would_do(search, asked):
     """The same suggestions, ended at the same bands, by the ledger of a sweep."""
     table = fake()
-    curves = np.column_stack([grid.accuracy(table, epoch) for epoch in range(1, 11)])
-    rows = {values: row for row, values in enumerate(table[grid.PARAMETERS].itertuples(index=False, name=None))}
-    asked = []
-
-    class Rows(dict):
-        def get(self, key):
-            asked.append(rows[key])
-            return rows[key]
-
-    found = grid.replay(curves, Rows(), search, True, 3, budget=120)
-    if search == "random":
-        asked = np.random.default_rng(3).integers(5832, size=200).tolist()
+    curves = grid._curves(table)
+    found = grid.replay(curves, grid.points_of(table), search, True, 3, budget=120)
+    asked = asked() if search == "tpe" else np.random.default_rng(3).integers(5832, size=200).tolist()
     given = definition() | {"method": "random", "run_cap": 200}
     given["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
     ledger, spent, best, expected = sweep.Ledger("sqlite:///other.db", "grid", sweep._sweep(given)), 0, -1, []
