@@ -43,18 +43,31 @@ from helpers import (
     train_all,
     write_atomically,
 )
-from sweep import FOLDER, ROOT, Ledger, Parser, errors_as_sentences, machine, read_sweep, suggest, supervise
+from sweep import (
+    FOLDER,
+    ROOT,
+    Ledger,
+    Parser,
+    errors_as_sentences,
+    importance,
+    machine,
+    read_sweep,
+    suggest,
+    supervise,
+)
 from train import train_and_log
 
 TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
 STORAGE = f"sqlite:///{FOLDER / 'grid.db'}"
 SPACE = read_sweep(ROOT / "sweeps" / "grid.yaml")
 EPOCHS = SPACE.space["epochs"].choices[0]
-PARAMETERS = [name for name in SPACE.space if name != "epochs"]
+VALUES = {name: list(each.choices) for name, each in SPACE.space.items() if name != "epochs"}
+PARAMETERS = list(VALUES)
 TESTED, CHANCE, PATIENCE, FALLING = (5, 10), (0.08, 0.12), 3, 1e-4
 CURVES = {metric: [f"{metric}_{epoch}" for epoch in range(1, EPOCHS + 1)] for metric in ("val_accuracy", "train_loss")}
 TESTS = [f"test_accuracy_{epoch}" for epoch in TESTED]
 ABOUT = ["state", "stopped", "seconds", "machine"]
+SEEDED = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
 COLUMNS = ["number", *PARAMETERS, *ABOUT, *TESTS, *CURVES["val_accuracy"], *CURVES["train_loss"]]
 
 
@@ -194,10 +207,22 @@ def accuracy(table, epoch=EPOCHS):
     return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
 
 
-def marginals(table, y):
-    """For each parameter and value: how many trainings have it, their mean, standard deviation, median and best y."""
-    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
-    return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+def part_of(table, values):
+    """The rows whose parameters have one of these values, {name: values}, and the space that they are from."""
+    return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
+
+
+def marginals(table, y, space=VALUES):
+    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y.
+
+    error: standard error of the mean, of a sample without replacement of the `space` (0 where the table is whole); a
+    balanced sample, as the first rows of the grid are, has a smaller one.
+    """
+    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in space}
+    rows = pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+    levels = rows.index.get_level_values("name").map(lambda name: len(space[name]))
+    missing = 1 - rows["count"] * levels / math.prod(map(len, space.values()))
+    return rows.assign(error=rows["std"] * np.sqrt(missing.clip(lower=0) / rows["count"]))
 
 
 def _basis(values, levels):
@@ -210,7 +235,7 @@ def _basis(values, levels):
 
 
 @BLAS.wrap(limits=1, user_api="blas")
-def decomposition(table, y, space=None):
+def decomposition(table, y, space=VALUES):
     """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
 
     The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
@@ -221,9 +246,8 @@ def decomposition(table, y, space=None):
     the mean of c_k^2 (sampling without replacement, Cochran, 1977), which is subtracted; what is small may come out
     below 0. Raises InputError for a table that has too few rows to fit.
 
-    space: {parameter: its values}, the course's if not given. Returns a Series by (name, other), "" for one alone.
+    space: {parameter: its values}. Returns a Series by (name, other), "" for one alone.
     """
-    space = space or {name: list(SPACE.space[name].choices) for name in PARAMETERS}
     one = {name: _basis(table[name].map(values.index), len(values)) for name, values in space.items()}
     terms = {(name, ""): columns for name, columns in one.items() if columns.shape[1]}
     for a, b in combinations(space, 2):
@@ -243,20 +267,43 @@ def decomposition(table, y, space=None):
     return shares.rename_axis(["name", "other"])
 
 
+def deviations(table, y, space=VALUES, groups=10):
+    """Standard errors of `decomposition`, as a Series like it: 0 where the table is whole.
+
+    The jackknife: the estimate without each of `groups` random parts in turn, for a sample without replacement (Shao &
+    Tu, 1995). For a balanced sample, as the first rows of the grid are, they err on the large side.
+    """
+    group = np.random.default_rng(0).permutation(len(table)) % groups
+    each = [decomposition(table[group != k], y[group != k], space) for k in range(groups)]
+    missing = 1 - len(table) / math.prod(map(len, space.values()))
+    return np.sqrt((groups - 1) * missing * pd.concat(each, axis=1).var(axis=1, ddof=0))
+
+
+def fanova(table, y, runs, draws=6):
+    """What fANOVA's random forest (sweep.importance) makes of so many rows drawn at random: of each draw a row, its
+    estimate of the share of each parameter by itself."""
+    rows = []
+    for seed in range(draws):
+        sample = table.sample(runs, random_state=seed).assign(y=y)
+        sample.attrs = {"definition": SPACE.definition}
+        rows.append(importance(sample, "y", [seed]).dropna(subset="importance").set_index("name").importance)
+    return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
+
+
 # ------------------------------------------------------------------------------------------------------------- replays
 # A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
 # configuration as indices into the values of PARAMETERS. Optuna's own sampler would take five times as long.
 
 BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
 BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
-SHAPE = np.array([len(SPACE.space[name].choices) for name in PARAMETERS])
+SHAPE = np.array([len(values) for values in VALUES.values()])
 BY_NAME = np.argsort(PARAMETERS)  # in which order Optuna draws
 STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
 
 
 def points_of(table):
     """The points (n, parameters) of a table, int."""
-    return np.column_stack([table[name].map(SPACE.space[name].choices.index) for name in PARAMETERS])
+    return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
 
 
 def tpe(tried, ranked, rng, first, known):
@@ -403,7 +450,28 @@ def regrets(table, replayed, budgets, within=0.005):
     return summary
 
 
+def after(replayed, runs):
+    """The number of the best training that each replay has found in so many runs, by search, hyperband and seed."""
+    return replayed[replayed.runs <= runs].groupby(["search", "hyperband", "seed"]).number.last()
+
+
 # --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def _with_seeds(table, count, seeds):
+    """{(number, seed): config}: the best count/2 trainings of the table that were complete, and as many spread evenly
+    over the ranks of the others."""
+    ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
+    rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
+    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
+    return {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
+
+
+def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
+    """What is stored at `path` of what `seeds` would return for this table, which see: all of it, or less."""
+    stored = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=SEEDED)
+    keys = zip(stored.number, stored.seed)
+    return stored[[key in _with_seeds(table, count, seeds) for key in keys]].reset_index(drop=True)
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
@@ -412,20 +480,22 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
 
     What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
     """
-    ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
-    rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
-    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
-    wanted = {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
-    columns = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
-    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    wanted, rows = _with_seeds(table, count, seeds), pd.read_csv(path).to_dict("records") if Path(path).exists() else []
     missing = wanted.keys() - {(row["number"], row["seed"]) for row in rows}
     for key, training in zip(sorted(missing), train_all([wanted[key] for key in sorted(missing)])):
         data = load_dataset(wanted[key].dataset)
         accuracies = training.history[-1]["val_accuracy"], evaluate(training.network, data.x_test, data.y_test)[1]
-        rows.append(dict(zip(columns, [*key, *accuracies, machine()])))
+        rows.append(dict(zip(SEEDED, [*key, *accuracies, machine()])))
         with write_atomically(path) as file:
             pd.DataFrame(rows).to_csv(file, index=False)
-    return pd.DataFrame([row for row in rows if (row["number"], row["seed"]) in wanted], columns=columns)
+    return load_seeds(table, path, count, seeds)
+
+
+def noise(seeded, metric="val_accuracy", floor=0.8):
+    """Standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`: what collapses
+    under one seed and learns under another is a matter of its own."""
+    by = seeded.groupby("number")[metric].agg(["mean", "var"])
+    return math.sqrt(by["var"][by["mean"] > floor].mean())
 
 
 # --------------------------------------------------------------------------------------------------------- command line
