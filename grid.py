@@ -202,9 +202,30 @@ def rerun(number, path=TABLE, load=load_dataset):
 # --------------------------------------------------------------------------------------------------------- what it says
 
 
+def extent(table):
+    """How much of the grid a table holds, in words."""
+    return f"{'all' if len(table) == SPACE.count else f'{len(table):,} of the'} {SPACE.count:,} trainings"
+
+
+def caution(table):
+    """What the figures from a table are, in a sentence: exact where it is whole."""
+    if len(table) == SPACE.count:
+        return "What follows is exact, for seed 0."
+    return (
+        "They are a balanced sample: what follows are estimates, with standard errors where these can be computed, and "
+        "the best of all is at least as good as the best here. `python grid.py` trains the others."
+    )
+
+
 def accuracy(table, epoch=EPOCHS):
     """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
     return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
+
+
+def first_epoch(table, floor):
+    """The epoch in which each training first passes a val_accuracy of `floor`; NaN where none does."""
+    passed = table[CURVES["val_accuracy"]].to_numpy() > floor
+    return pd.Series(np.where(passed.any(axis=1), 1.0 + passed.argmax(axis=1), np.nan), table.index)
 
 
 def part_of(table, values):
@@ -279,7 +300,7 @@ def deviations(table, y, space=VALUES, groups=10):
     return np.sqrt((groups - 1) * missing * pd.concat(each, axis=1).var(axis=1, ddof=0))
 
 
-def fanova(table, y, runs, draws=6):
+def fanova(table, y, runs, draws=5):
     """What fANOVA's random forest (sweep.importance) makes of so many rows drawn at random: of each draw a row, its
     estimate of the share of each parameter by itself."""
     rows = []
@@ -290,14 +311,33 @@ def fanova(table, y, runs, draws=6):
     return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
 
 
+def agreement(shares, draws):
+    """How near the draws of `fanova` come to the `shares` of single parameters: in how many the largest is the right
+    one, and the set of the first three; the mean size of an error, and the parameter of the largest mean error."""
+    single = shares.drop(("rest", "")).xs("", level="other")
+    order, wrong = list(single.index), draws - single[draws.columns]
+    named = [list(row.sort_values(ascending=False).index) for _, row in draws.iterrows()]
+    worst = wrong.mean().abs().idxmax()
+    return {
+        "first": sum(names[0] == order[0] for names in named),
+        "three": sum(set(names[:3]) == set(order[:3]) for names in named),
+        "error": wrong.abs().to_numpy().mean(),
+        "worst": worst,
+        "worst_error": wrong[worst].mean(),
+        "worst_deviation": wrong[worst].std(),
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------- replays
 # A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
-# configuration as indices into the values of PARAMETERS. Optuna's own sampler would take five times as long.
+# configuration as indices into the values of PARAMETERS. Optuna's own sampler would take ten times as long.
 
 BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
 BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
 SHAPE = np.array([len(values) for values in VALUES.values()])
-BY_NAME = np.argsort(PARAMETERS)  # in which order Optuna draws
+STRIDE = np.cumprod([1, *SHAPE[:0:-1]])[::-1]  # point @ STRIDE is its number among all
+OWNER, VALUE = np.repeat(np.arange(len(SHAPE)), SHAPE), np.concatenate([np.arange(k) for k in SHAPE])
+BY_NAME = np.argsort(np.argsort(PARAMETERS))  # the place of each in the order in which Optuna draws
 STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
 
 
@@ -316,12 +356,11 @@ def tpe(tried, ranked, rng, first, known):
         p(x) = w_0 prod_i 1/K_i + sum_j w_j prod_i ([x_i = o_ji] + e) / (1 + K_i e).
 
     tried: points (n, parameters), oldest first. ranked: their indices, best first. rng, first: np.random.RandomState,
-    for mixtures, and for the first STARTUP points, which are uniform. known: bool, by ravelled point, what may be
+    for mixtures, and for the first STARTUP points, which are uniform. known: bool, by the point's number, what may be
     suggested; candidates that may not are drawn again.
     """
-    allowed = lambda x: known[np.ravel_multi_index(x.T, SHAPE)]  # noqa: E731
     if len(tried) < STARTUP:
-        while not allowed(x := np.array([first.uniform(size=k).argmax() for k in SHAPE])):
+        while not known[(x := np.array([first.uniform(size=k).argmax() for k in SHAPE])) @ STRIDE]:
             pass
         return x
     best = np.sort(ranked[: min(-(-len(tried) // 10), GOOD)])
@@ -329,7 +368,7 @@ def tpe(tried, ranked, rng, first, known):
     x = np.empty((0, len(SHAPE)), int)
     while len(x) < CANDIDATES:
         new = _draw(*good, rng)
-        x = np.concatenate([x, new[allowed(new)]])
+        x = np.concatenate([x, new[known[new @ STRIDE]]])
     x = x[:CANDIDATES]
     return x[np.argmax(_density(x, *good) / _density(x, *bad))]
 
@@ -342,24 +381,26 @@ def _mixture(points):
 
 
 def _draw(points, weights, rng):
-    e, part = 1 / len(weights), rng.choice(len(weights), p=weights, size=CANDIDATES)
-    x, near = np.empty((CANDIDATES, len(SHAPE)), int), np.flatnonzero(part < len(points))
-    for i in BY_NAME:
-        p = np.full((CANDIDATES, SHAPE[i]), e)
-        p[near, points[part[near], i]] += 1
-        p = np.cumsum(p / p.sum(axis=1, keepdims=True), axis=1)
-        x[:, i] = (p[:, :-1] < rng.rand(CANDIDATES)[:, None]).sum(axis=1)
-    return x
+    """CANDIDATES points from a mixture: a part by its weight, then each parameter by its cumulated probabilities."""
+    u, e = rng.rand(1 + len(SHAPE), CANDIDATES), 1 / len(weights)
+    part = np.cumsum(weights).searchsorted(u[0], side="right")
+    uniform = part >= len(points)
+    centre = points[np.where(uniform, 0, part)]
+    v = np.arange(SHAPE.max() - 1)
+    below = (v + 1) * e + ((v >= centre[:, :, None]) & ~uniform[:, None, None])  # (candidates, parameters, values)
+    below = below / (SHAPE * e + ~uniform[:, None])[:, :, None]
+    return ((below < u[1:][BY_NAME].T[:, :, None]) & (v < SHAPE[:, None] - 1)).sum(axis=2)
 
 
 def _density(x, points, weights):
-    e, alike = 1 / len(weights), np.zeros((len(x), len(points)), int)
-    for i in range(len(SHAPE)):
-        alike += x[:, i, None] == points[:, i]
-    near = np.array([(1 + e) ** n * e ** (len(SHAPE) - n) for n in range(len(SHAPE) + 1)]) / np.prod(1 + SHAPE * e)
-    return near[alike] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
+    """p(x) of a mixture, from how many parameters of x are those of each of its points."""
+    e, n = 1 / len(weights), np.arange(len(SHAPE) + 1)
+    alike = (x[:, OWNER] == VALUE).astype(float) @ (points[:, OWNER] == VALUE).T.astype(float)
+    near = (1 + e) ** n * e ** n[::-1] / np.prod(1 + SHAPE * e)
+    return near[alike.astype(int)] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
 
 
+@BLAS.wrap(limits=1, user_api="blas")
 def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
@@ -371,12 +412,12 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """
     rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
     row_of = np.full(SHAPE.prod(), -1)
-    row_of[np.ravel_multi_index(points.T, SHAPE)] = np.arange(len(points))
-    found, best, spent, rows, ranked = [], -1, 0, [], []
+    row_of[points @ STRIDE] = np.arange(len(points))
+    known, tried, found, best, spent, runs, ranked = row_of >= 0, np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
     while spent < budget:
         if search == "tpe":
-            x = tpe(points[rows], [one[-1] for one in ranked[:GOOD]], *legacy, row_of >= 0)
-            row = int(row_of[np.ravel_multi_index(x, SHAPE)])
+            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy, known)
+            row = int(row_of[tried[runs] @ STRIDE])
         else:
             row = int(rng.integers(len(curves)))
         epochs = EPOCHS
@@ -386,12 +427,11 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
                 epochs = band
                 break
         value = curves[row, epochs - 1]
-        insort(ranked, (-epochs, -value, len(rows)))  # as Optuna: those trained whole first, then those ended later
-        rows.append(row)
-        spent += epochs
+        insort(ranked, (-epochs, -value, runs))  # as Optuna: those trained whole first, then those ended later
+        runs, spent = runs + 1, spent + epochs
         if epochs == EPOCHS and value > best and spent <= budget:
             best = value
-            found.append((len(rows), spent, row))
+            found.append((runs, spent, row))
     return found
 
 
@@ -409,6 +449,14 @@ def _curves(table):
 
 def _checksum(table):
     return zlib.crc32(np.ascontiguousarray(_curves(table)))
+
+
+def lacking_replays(table, replayed, count=1000):
+    """A sentence if what is stored is not all that `replays` gives, which command makes it; else an empty one."""
+    lacking = count - (0 if replayed.empty else replayed.groupby(["search", "hyperband"]).seed.nunique().min())
+    if lacking <= 0:
+        return ""
+    return f"{lacking:,} of {count:,} replays of this table are not stored: `python grid.py replay` makes them."
 
 
 def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
@@ -474,6 +522,14 @@ def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
     return stored[[key in _with_seeds(table, count, seeds) for key in keys]].reset_index(drop=True)
 
 
+def lacking_seeds(table, seeded, count=100):
+    """A sentence if what is stored is not all that `seeds` gives, which command makes it; else an empty one."""
+    lacking = count - len(seeded)
+    if lacking <= 0:
+        return ""
+    return f"{lacking} of {count} trainings with further seeds are not stored: `python grid.py seeds` makes them."
+
+
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
     """The best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
     others, with these seeds: number, seed, val_accuracy and test_accuracy after all epochs, machine.
@@ -496,6 +552,12 @@ def noise(seeded, metric="val_accuracy", floor=0.8):
     under one seed and learns under another is a matter of its own."""
     by = seeded.groupby("number")[metric].agg(["mean", "var"])
     return math.sqrt(by["var"][by["mean"] > floor].mean())
+
+
+def real(seeded, metric="val_accuracy"):
+    """The least difference of two single trainings that is called real: two standard deviations of one, 2 sqrt(2)
+    `noise`. NaN, beyond which nothing is, where nothing is stored."""
+    return 2 * math.sqrt(2) * noise(seeded, metric)
 
 
 # --------------------------------------------------------------------------------------------------------- command line

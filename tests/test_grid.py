@@ -264,6 +264,64 @@ def test_marginals():
     assert row["std"] == pytest.approx(np.sqrt(200 / 9), rel=1e-3) and len(grid.marginals(table, y)) == 25
 
 
+def test_the_standard_errors_are_those_of_repeated_sampling_and_none_where_the_table_is_whole():
+    table, rng = whole(), np.random.default_rng(0)
+    y = pd.Series(index(table, "activation") + rng.normal(size=len(table)))
+    assert (grid.deviations(table, y) == 0).all()
+    parts = [table.iloc[rng.choice(len(table), 500, replace=False)] for _ in range(25)]
+    estimates = pd.concat([grid.decomposition(part, y[part.index]) for part in parts], axis=1)
+    errors = pd.concat([grid.deviations(part, y[part.index]) for part in parts[:8]], axis=1).mean(axis=1)
+    for term in [("activation", ""), ("rest", "")]:
+        assert errors[term] == pytest.approx(estimates.loc[term].std(), rel=0.5)
+
+
+def test_a_part_of_the_space_is_decomposed_as_a_space_of_its_own():
+    table = whole()
+    y = pd.Series(index(table, "activation") + 100.0 * (table.weight_decay == 0.5))
+    part, space = grid.part_of(table, {"weight_decay": [0, 0.0005]})
+    shares = grid.decomposition(part, y[part.index], space)
+    assert len(part) == 5832 * 2 // 3 and shares["activation", ""] == pytest.approx(1)
+    assert (grid.deviations(part, y[part.index], space) == 0).all()
+    by = grid.marginals(part, y[part.index], space)
+    assert (by.error == 0).all() and by.loc["weight_decay"].index.tolist() == [0, 0.0005]
+    half = part.sample(frac=0.5, random_state=0)
+    row = grid.marginals(half, y[half.index], space).loc["activation", "tanh"]
+    assert row.error == row["std"] * np.sqrt((1 - row["count"] / (len(part) / 3)) / row["count"])
+
+
+def test_fanova_sees_the_sample_alone_and_its_agreement_is_counted():
+    table = whole()
+    y = pd.Series(index(table, "activation") + 0.3 * index(table, "optimizer") * 1.0)
+    draws = grid.fanova(table, y, 60, draws=2)
+    assert draws.shape == (2, 8) and not draws.iloc[0].equals(draws.iloc[1])
+    rest = table.index.difference(pd.concat([table.sample(60, random_state=seed) for seed in range(2)]).index)
+    pd.testing.assert_frame_equal(grid.fanova(table, y.where(~y.index.isin(rest), 99.0), 60, draws=2), draws)
+    shares = grid.decomposition(table, y)
+    near = grid.agreement(shares, pd.DataFrame([shares.xs("", level="other")[list(VALUES)]] * 3))
+    assert (near["first"], near["three"], near["error"]) == (3, 3, 0)
+    single = shares.drop(("rest", "")).xs("", level="other")[list(VALUES)]
+    wrong = pd.DataFrame([single, single.rename({"activation": "batch_size", "batch_size": "activation"})])[
+        list(VALUES)
+    ]
+    near = grid.agreement(shares, wrong)
+    assert near["first"] == 1 and near["worst"] in ("activation", "batch_size")
+    assert abs(near["worst_error"]) == pytest.approx(single.max() / 2, abs=0.01)
+
+
+def test_the_words_say_whether_the_table_is_whole():
+    assert grid.extent(whole()) == "all 5,832 trainings" and "exact" in grid.caution(whole())
+    assert grid.extent(whole()[:1234]) == "1,234 of the 5,832 trainings"
+    assert "estimates" in grid.caution(whole()[:1234]) and "exact" not in grid.caution(whole()[:5831])
+
+
+def test_first_epoch():
+    table = fake(4)
+    for epoch, name in enumerate(grid.CURVES["val_accuracy"], 1):
+        table[name] = [0.9, 0.8 + 0.01 * epoch, 0.1, np.nan if epoch > 3 else 0.1]
+    epochs = grid.first_epoch(table, 0.855)
+    assert epochs.tolist()[:2] == [1, 6] and epochs.isna().tolist() == [False, False, True, True]
+
+
 def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     monkeypatch.setattr(grid, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
     table = fake()
@@ -356,7 +414,16 @@ def test_tpe_finds_what_random_does_not_and_goes_on_where_it_was(tmp_path):
     assert set(both.table) == set(first.table) and both.number.isin(table.number).all()
     _, needed = grid.regrets(table, both, [1000])
     assert needed.loc[("tpe", False, "median"), "runs"] < needed.loc[("random", False, "median"), "runs"]
-    other = grid.replays(table.assign(val_accuracy_1=0.1), 1, "replays.csv.gz", [("random", False)])
+    assert grid.load_replays(table, "replays.csv.gz").equals(pd.read_csv("replays.csv.gz"))
+    assert "996 of 1,000" in grid.lacking_replays(table, both) and not grid.lacking_replays(table, both, 4)
+    soon = grid.after(both, 5)
+    for one, number in soon.items():
+        mine = both[(both[["search", "hyperband", "seed"]] == list(one)).all(axis=1) & (both.runs <= 5)]
+        values = table.set_index("number").val_accuracy_10[mine.number]
+        assert number == mine.number.iloc[-1] and values.iloc[-1] == values.max()
+    grown = table.assign(val_accuracy_1=0.1)
+    assert grid.load_replays(grown, "replays.csv.gz").empty and "1,000 of" in grid.lacking_replays(grown, both[:0])
+    other = grid.replays(grown, 1, "replays.csv.gz", [("random", False)])
     assert not set(other.table) & set(both.table)
 
 
@@ -392,3 +459,23 @@ def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(m
     pd.testing.assert_frame_equal(
         again.sort_values(order, ignore_index=True), done.sort_values(order, ignore_index=True)
     )
+    assert grid.lacking_seeds(table, again, 12) == "" and "88 of 100" in grid.lacking_seeds(table, again)
+    best = table[table.state == "complete"].nlargest(1, "val_accuracy_10").number.iloc[0]
+    other = table.assign(state=table.state.where(table.number != best, "pruned"))  # the table has changed
+    assert best not in set(grid.load_seeds(other, "seeds.csv", 4, range(3)).number)
+    assert grid.load_seeds(table, "none.csv").empty
+
+
+def test_what_is_real_is_two_deviations_of_a_difference():
+    rows = [
+        (n, s, mean + d * s, mean)
+        for n, mean, d in ((0, 0.9, 0.01), (1, 0.85, 0.02), (2, 0.3, 0.2))
+        for s in (-1, 0, 1)
+    ]
+    seeded = pd.DataFrame(rows, columns=["number", "seed", "val_accuracy", "test_accuracy"])
+    assert grid.noise(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+    assert (
+        grid.real(seeded) == pytest.approx(2 * np.sqrt(2) * grid.noise(seeded))
+        and grid.noise(seeded, "test_accuracy") == 0
+    )
+    assert np.isnan(grid.real(seeded[:0]))
