@@ -3,8 +3,8 @@
 python grid.py                    trains what data/grid.csv.gz lacks, on every core; after any stop it goes on
 python grid.py export             writes data/grid.csv.gz as far as it is, while that runs or not
 python grid.py rerun N            trains row N again, and compares all its numbers
-python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv
-python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about an hour on two cores
+python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv, some minutes
+python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about a minute on two cores
 --workers N    trainings side by side (default: one per core)
 --storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
 --folder DIR   where the tables are (default: data)
