@@ -376,7 +376,7 @@ def tpe(tried, ranked, rng, first, known):
 def _mixture(points):
     """The points of a mixture, and the weights (m + 1) of its parts; the last is the uniform distribution."""
     old = max(len(points) - FULL, 0)
-    weights = np.concatenate([np.linspace(1 / max(len(points), 1), 1, old), np.ones(len(points) - old + 1)])
+    weights = np.concatenate([np.linspace(1 / len(points), 1, old), np.ones(len(points) - old + 1)])
     return points, weights / weights.sum()
 
 
