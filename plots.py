@@ -420,7 +420,10 @@ def regrets(regret, within, low=1e-4):
         )
         ax.step(rows.columns, rows.loc["median"], ["-", "--"][j], where="post", color=COLORS[j], label=search)
         ax.set(
-            xscale="log", yscale="log", xlabel="epochs trained", title="with hyperband" if hyperband else "to the end"
+            xscale="log",
+            yscale="log",
+            xlabel="epochs trained",
+            title="with hyperband" if hyperband else "every run to the end",
         )
     for ax in axes:
         ax.axhline(within, color="k", linewidth=0.8, linestyle=":")
