@@ -3,8 +3,8 @@
 python grid.py                    trains what data/grid.csv.gz lacks, on every core; after any stop it goes on
 python grid.py export             writes data/grid.csv.gz as far as it is, while that runs or not
 python grid.py rerun N            trains row N again, and compares all its numbers
-python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv
-python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about an hour on two cores
+python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv, some minutes
+python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about a minute on two cores
 --workers N    trainings side by side (default: one per core)
 --storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
 --folder DIR   where the tables are (default: data)
@@ -28,26 +28,46 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
-from helpers import BLAS, DATA_DIR, Config, InputError, Network, evaluate, load_dataset, train_all, write_atomically
-from helpers import end_with_parent as end_with_parent
-from sweep import FOLDER, ROOT, Ledger, errors_as_sentences, machine, read_sweep, suggest, supervise
-from sweep import _Parser as Parser
+from helpers import (
+    BLAS,
+    DATA_DIR,
+    Config,
+    InputError,
+    Network,
+    end_with_parent,
+    evaluate,
+    load_dataset,
+    train_all,
+    write_atomically,
+)
+from sweep import (
+    FOLDER,
+    ROOT,
+    Ledger,
+    Parser,
+    errors_as_sentences,
+    importance,
+    machine,
+    read_sweep,
+    suggest,
+    supervise,
+)
 from train import train_and_log
 
 TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
 STORAGE = f"sqlite:///{FOLDER / 'grid.db'}"
 SPACE = read_sweep(ROOT / "sweeps" / "grid.yaml")
 EPOCHS = SPACE.space["epochs"].choices[0]
-PARAMETERS = [name for name in SPACE.space if name != "epochs"]
+VALUES = {name: list(each.choices) for name, each in SPACE.space.items() if name != "epochs"}
+PARAMETERS = list(VALUES)
 TESTED, CHANCE, PATIENCE, FALLING = (5, 10), (0.08, 0.12), 3, 1e-4
 CURVES = {metric: [f"{metric}_{epoch}" for epoch in range(1, EPOCHS + 1)] for metric in ("val_accuracy", "train_loss")}
 TESTS = [f"test_accuracy_{epoch}" for epoch in TESTED]
 ABOUT = ["state", "stopped", "seconds", "machine"]
+SEEDED = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
 COLUMNS = ["number", *PARAMETERS, *ABOUT, *TESTS, *CURVES["val_accuracy"], *CURVES["train_loss"]]
 
 
@@ -182,15 +202,48 @@ def rerun(number, path=TABLE, load=load_dataset):
 # --------------------------------------------------------------------------------------------------------- what it says
 
 
+def extent(table):
+    """How much of the grid a table holds, in words."""
+    return f"{'all' if len(table) == SPACE.count else f'{len(table):,} of the'} {SPACE.count:,} trainings"
+
+
+def caution(table):
+    """What the figures from a table are, in a sentence: exact where it is whole."""
+    if len(table) == SPACE.count:
+        return "What follows is exact, for seed 0."
+    return (
+        "They are a balanced sample: what follows are estimates, with standard errors where these can be computed, and "
+        "the best of all is at least as good as the best here. `python grid.py` trains the others."
+    )
+
+
 def accuracy(table, epoch=EPOCHS):
     """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
     return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
 
 
-def marginals(table, y):
-    """For each parameter and value: how many trainings have it, their mean, standard deviation, median and best y."""
-    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
-    return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+def first_epoch(table, floor):
+    """The epoch in which each training first passes a val_accuracy of `floor`; NaN where none does."""
+    passed = table[CURVES["val_accuracy"]].to_numpy() > floor
+    return pd.Series(np.where(passed.any(axis=1), 1.0 + passed.argmax(axis=1), np.nan), table.index)
+
+
+def part_of(table, values):
+    """The rows whose parameters have one of these values, {name: values}, and the space that they are from."""
+    return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
+
+
+def marginals(table, y, space=VALUES):
+    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y.
+
+    error: standard error of the mean, of a sample without replacement of the `space` (0 where the table is whole); a
+    balanced sample, as the first rows of the grid are, has a smaller one.
+    """
+    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in space}
+    rows = pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+    levels = rows.index.get_level_values("name").map(lambda name: len(space[name]))
+    missing = 1 - rows["count"] * levels / math.prod(map(len, space.values()))
+    return rows.assign(error=rows["std"] * np.sqrt(missing.clip(lower=0) / rows["count"]))
 
 
 def _basis(values, levels):
@@ -203,7 +256,7 @@ def _basis(values, levels):
 
 
 @BLAS.wrap(limits=1, user_api="blas")
-def decomposition(table, y, space=None):
+def decomposition(table, y, space=VALUES):
     """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
 
     The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
@@ -214,9 +267,8 @@ def decomposition(table, y, space=None):
     the mean of c_k^2 (sampling without replacement, Cochran, 1977), which is subtracted; what is small may come out
     below 0. Raises InputError for a table that has too few rows to fit.
 
-    space: {parameter: its values}, the course's if not given. Returns a Series by (name, other), "" for one alone.
+    space: {parameter: its values}. Returns a Series by (name, other), "" for one alone.
     """
-    space = space or {name: list(SPACE.space[name].choices) for name in PARAMETERS}
     one = {name: _basis(table[name].map(values.index), len(values)) for name, values in space.items()}
     terms = {(name, ""): columns for name, columns in one.items() if columns.shape[1]}
     for a, b in combinations(space, 2):
@@ -236,64 +288,190 @@ def decomposition(table, y, space=None):
     return shares.rename_axis(["name", "other"])
 
 
+def deviations(table, y, space=VALUES, groups=10):
+    """Standard errors of `decomposition`, as a Series like it: 0 where the table is whole.
+
+    The jackknife: the estimate without each of `groups` random parts in turn, for a sample without replacement (Shao &
+    Tu, 1995). For a balanced sample, as the first rows of the grid are, they err on the large side.
+    """
+    group = np.random.default_rng(0).permutation(len(table)) % groups
+    each = [decomposition(table[group != k], y[group != k], space) for k in range(groups)]
+    missing = 1 - len(table) / math.prod(map(len, space.values()))
+    return np.sqrt((groups - 1) * missing * pd.concat(each, axis=1).var(axis=1, ddof=0))
+
+
+def fanova(table, y, runs, draws=5):
+    """What fANOVA's random forest (sweep.importance) makes of so many rows drawn at random: of each draw a row, its
+    estimate of the share of each parameter by itself."""
+    rows = []
+    for seed in range(draws):
+        sample = table.sample(runs, random_state=seed).assign(y=y)
+        sample.attrs = {"definition": SPACE.definition}
+        rows.append(importance(sample, "y", [seed]).dropna(subset="importance").set_index("name").importance)
+    return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
+
+
+def agreement(shares, draws):
+    """How near the draws of `fanova` come to the `shares` of single parameters: in how many the largest is the right
+    one, and the set of the first three; the mean size of an error, and the parameter of the largest mean error."""
+    single = shares.drop(("rest", "")).xs("", level="other")
+    order, wrong = list(single.index), draws - single[draws.columns]
+    named = [list(row.sort_values(ascending=False).index) for _, row in draws.iterrows()]
+    worst = wrong.mean().abs().idxmax()
+    return {
+        "first": sum(names[0] == order[0] for names in named),
+        "three": sum(set(names[:3]) == set(order[:3]) for names in named),
+        "error": wrong.abs().to_numpy().mean(),
+        "worst": worst,
+        "worst_error": wrong[worst].mean(),
+        "worst_deviation": wrong[worst].std(),
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------- replays
-# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted.
+# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
+# configuration as indices into the values of PARAMETERS. Optuna's own sampler would take ten times as long.
 
 BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
 BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
+SHAPE = np.array([len(values) for values in VALUES.values()])
+STRIDE = np.cumprod([1, *SHAPE[:0:-1]])[::-1]  # point @ STRIDE is its number among all
+OWNER, VALUE = np.repeat(np.arange(len(SHAPE)), SHAPE), np.concatenate([np.arange(k) for k in SHAPE])
+BY_NAME = np.argsort(np.argsort(PARAMETERS))  # the place of each in the order in which Optuna draws
+STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
 
 
-def replay(curves, rows, search, hyperband, seed, budget=BUDGET):
+def points_of(table):
+    """The points (n, parameters) of a table, int."""
+    return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
+
+
+def tpe(tried, ranked, rng, first, known):
+    """The point that Optuna's TPESampler(multivariate=True) would suggest, from the same numbers drawn at random.
+
+    A tree-structured Parzen estimator (Bergstra et al., 2011): of CANDIDATES drawn from g(x) the one of largest
+    g(x) / b(x), where g and b are mixtures around the best tenth of the points tried, at most GOOD, and around the
+    others. With m points o_j, of weights w_j, and K_i values of parameter i, both are (e = 1 / (m + 1))
+
+        p(x) = w_0 prod_i 1/K_i + sum_j w_j prod_i ([x_i = o_ji] + e) / (1 + K_i e).
+
+    tried: points (n, parameters), oldest first. ranked: their indices, best first. rng, first: np.random.RandomState,
+    for mixtures, and for the first STARTUP points, which are uniform. known: bool, by the point's number, what may be
+    suggested; candidates that may not are drawn again.
+    """
+    if len(tried) < STARTUP:
+        while not known[(x := np.array([first.uniform(size=k).argmax() for k in SHAPE])) @ STRIDE]:
+            pass
+        return x
+    best = np.sort(ranked[: min(-(-len(tried) // 10), GOOD)])
+    good, bad = _mixture(tried[best]), _mixture(np.delete(tried, best, axis=0))
+    x = np.empty((0, len(SHAPE)), int)
+    while len(x) < CANDIDATES:
+        new = _draw(*good, rng)
+        x = np.concatenate([x, new[known[new @ STRIDE]]])
+    x = x[:CANDIDATES]
+    return x[np.argmax(_density(x, *good) / _density(x, *bad))]
+
+
+def _mixture(points):
+    """The points of a mixture, and the weights (m + 1) of its parts; the last is the uniform distribution."""
+    old = max(len(points) - FULL, 0)
+    weights = np.concatenate([np.linspace(1 / len(points), 1, old), np.ones(len(points) - old + 1)])
+    return points, weights / weights.sum()
+
+
+def _draw(points, weights, rng):
+    """CANDIDATES points from a mixture: a part by its weight, then each parameter by its cumulated probabilities."""
+    u, e = rng.rand(1 + len(SHAPE), CANDIDATES), 1 / len(weights)
+    part = np.cumsum(weights).searchsorted(u[0], side="right")
+    uniform = part >= len(points)
+    centre = points[np.where(uniform, 0, part)]
+    v = np.arange(SHAPE.max() - 1)
+    below = (v + 1) * e + ((v >= centre[:, :, None]) & ~uniform[:, None, None])  # (candidates, parameters, values)
+    below = below / (SHAPE * e + ~uniform[:, None])[:, :, None]
+    return ((below < u[1:][BY_NAME].T[:, :, None]) & (v < SHAPE[:, None] - 1)).sum(axis=2)
+
+
+def _density(x, points, weights):
+    """p(x) of a mixture, from how many parameters of x are those of each of its points."""
+    e, n = 1 / len(weights), np.arange(len(SHAPE) + 1)
+    alike = (x[:, OWNER] == VALUE).astype(float) @ (points[:, OWNER] == VALUE).T.astype(float)
+    near = (1 + e) ** n * e ** n[::-1] / np.prod(1 + SHAPE * e)
+    return near[alike.astype(int)] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
+
+
+@BLAS.wrap(limits=1, user_api="blas")
+def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
-    curves: val_accuracy (n, EPOCHS) of the rows. rows: {values of PARAMETERS: row}. search: "random" or "tpe", which is
-    Optuna's as sweep.py sets it; where it asks for a row that is missing, it is asked again. hyperband: end a run after
-    an epoch of BANDS if it is not in the best 1/ETA of all that came so far, as sweep.py and W&B do.
+    curves: val_accuracy (n, EPOCHS) of the rows; points: of the rows. search: "random", uniform with replacement, or
+    "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all that came so
+    far, as sweep.py and W&B do. Where rows are missing both searches are those of the space without them: the share of
+    good ones is that of the whole, on the average, but the best of fewer is worse, so that it is found the sooner.
     Returns a list of (runs, epochs spent, row): whenever a run trained whole is better than all before.
     """
-    rng, study = np.random.default_rng(seed), None
-    if search == "tpe":
-        study = optuna.create_study(sampler=TPESampler(seed=seed, multivariate=True), direction="maximize")
-    space, seen = {name: SPACE.space[name] for name in PARAMETERS}, {band: [] for band in BANDS}
-    found, best, runs, spent = [], -1, 0, 0
+    rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
+    row_of = np.full(SHAPE.prod(), -1)
+    row_of[points @ STRIDE] = np.arange(len(points))
+    known, tried, found, best, spent, runs, ranked = row_of >= 0, np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
     while spent < budget:
-        trial = study.ask(space) if study else None
-        row = rows.get(tuple(trial.params.values())) if study else int(rng.integers(len(curves)))
-        if row is None:
-            continue
-        epochs, value = EPOCHS, curves[row, -1]
+        if search == "tpe":
+            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy, known)
+            row = int(row_of[tried[runs] @ STRIDE])
+        else:
+            row = int(rng.integers(len(curves)))
+        epochs = EPOCHS
         for band in BANDS if hyperband else ():
             insort(seen[band], early := curves[row, band - 1])
-            if study:
-                trial.report(early, band)
             if early < seen[band][-1 - int(len(seen[band]) / ETA)]:
-                epochs, value = band, None
+                epochs = band
                 break
-        if study:
-            study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+        value = curves[row, epochs - 1]
+        insort(ranked, (-epochs, -value, runs))  # as Optuna: those trained whole first, then those ended later
         runs, spent = runs + 1, spent + epochs
-        if value is not None and value > best and spent <= budget:
+        if epochs == EPOCHS and value > best and spent <= budget:
             best = value
             found.append((runs, spent, row))
     return found
 
 
-def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
-    """So many replays of each search, side by side: search, hyperband, seed, and what `replay` gives, but for the row
-    its number. What is in the file at `path` is not done again, if it is of this table; what is not is added there."""
-    curves = np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
-    rows = {values: row for row, values in enumerate(table[PARAMETERS].itertuples(index=False, name=None))}
-    columns, state = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"], zlib.crc32(curves)
+def load_replays(table, path=REPLAYS):
+    """What is stored at `path` of replays of just this table: search, hyperband, seed; runs, epochs and number whenever
+    the replay had found a better training; the table's checksum. Empty where there is none, or of another table."""
+    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
     done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
-    done = done[done.table == state]
+    return done[done.table == _checksum(table)].reset_index(drop=True)
+
+
+def _curves(table):
+    return np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
+
+
+def _checksum(table):
+    return zlib.crc32(np.ascontiguousarray(_curves(table)))
+
+
+def lacking_replays(table, replayed, count=1000):
+    """A sentence if what is stored is not all that `replays` gives, which command makes it; else an empty one."""
+    lacking = count - (0 if replayed.empty else replayed.groupby(["search", "hyperband"]).seed.nunique().min())
+    if lacking <= 0:
+        return ""
+    return f"{lacking:,} of {count:,} replays of this table are not stored: `python grid.py replay` makes them."
+
+
+def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
+    """So many replays of each search, side by side (see `load_replays`). What is stored at `path` is not done again, if
+    it is of this table; what is not is added there."""
+    curves, points, done = _curves(table), points_of(table), load_replays(table, path)
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
     missing = [(*one, seed) for seed in range(count) for one in searches if (*one, seed) not in known]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        for start in range(0, len(missing), 100):
-            some = missing[start : start + 100]
-            found = pool.map(partial(replay, curves, rows), *zip(*some))
-            new = [(*one, *f[:2], table.number.iloc[f[2]], state) for one, each in zip(some, found) for f in each]
-            done = pd.concat([done, pd.DataFrame(new, columns=columns)])
+        for start in range(0, len(missing), 400):
+            some = missing[start : start + 400]
+            found = pool.map(partial(replay, curves, points), *zip(*some), chunksize=10)
+            about = table.number.to_numpy(), _checksum(table)
+            new = [(*one, *f[:2], about[0][f[2]], about[1]) for one, each in zip(some, found) for f in each]
+            done = pd.concat([done, pd.DataFrame(new, columns=done.columns)])
             with write_atomically(path) as file:
                 done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
     return done[done.seed < count].reset_index(drop=True).infer_objects()
@@ -320,7 +498,36 @@ def regrets(table, replayed, budgets, within=0.005):
     return summary
 
 
+def after(replayed, runs):
+    """The number of the best training that each replay has found in so many runs, by search, hyperband and seed."""
+    return replayed[replayed.runs <= runs].groupby(["search", "hyperband", "seed"]).number.last()
+
+
 # --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def _with_seeds(table, count, seeds):
+    """{(number, seed): config}: the best count/2 trainings of the table that were complete, and as many spread evenly
+    over the ranks of the others."""
+    ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
+    rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
+    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
+    return {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
+
+
+def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
+    """What is stored at `path` of what `seeds` would return for this table, which see: all of it, or less."""
+    stored = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=SEEDED)
+    keys = zip(stored.number, stored.seed)
+    return stored[[key in _with_seeds(table, count, seeds) for key in keys]].reset_index(drop=True)
+
+
+def lacking_seeds(table, seeded, count=100):
+    """A sentence if what is stored is not all that `seeds` gives, which command makes it; else an empty one."""
+    lacking = count - len(seeded)
+    if lacking <= 0:
+        return ""
+    return f"{lacking} of {count} trainings with further seeds are not stored: `python grid.py seeds` makes them."
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
@@ -329,20 +536,28 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
 
     What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
     """
-    ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
-    rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
-    chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
-    wanted = {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
-    columns = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
-    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    wanted, rows = _with_seeds(table, count, seeds), pd.read_csv(path).to_dict("records") if Path(path).exists() else []
     missing = wanted.keys() - {(row["number"], row["seed"]) for row in rows}
     for key, training in zip(sorted(missing), train_all([wanted[key] for key in sorted(missing)])):
         data = load_dataset(wanted[key].dataset)
         accuracies = training.history[-1]["val_accuracy"], evaluate(training.network, data.x_test, data.y_test)[1]
-        rows.append(dict(zip(columns, [*key, *accuracies, machine()])))
+        rows.append(dict(zip(SEEDED, [*key, *accuracies, machine()])))
         with write_atomically(path) as file:
             pd.DataFrame(rows).to_csv(file, index=False)
-    return pd.DataFrame([row for row in rows if (row["number"], row["seed"]) in wanted], columns=columns)
+    return load_seeds(table, path, count, seeds)
+
+
+def noise(seeded, metric="val_accuracy", floor=0.8):
+    """Standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`: what collapses
+    under one seed and learns under another is a matter of its own."""
+    by = seeded.groupby("number")[metric].agg(["mean", "var"])
+    return math.sqrt(by["var"][by["mean"] > floor].mean())
+
+
+def real(seeded, metric="val_accuracy"):
+    """The least difference of two single trainings that is called real: two standard deviations of one, 2 sqrt(2)
+    `noise`. NaN, beyond which nothing is, where nothing is stored."""
+    return 2 * math.sqrt(2) * noise(seeded, metric)
 
 
 # --------------------------------------------------------------------------------------------------------- command line

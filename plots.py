@@ -377,3 +377,119 @@ def per_value(tables, parameters, floor=0.6):
         ax.set_ylabel("best validation accuracy")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- the grid
+
+
+def _terms(index):
+    return [" × ".join(map(words, filter(None, term))) for term in index]
+
+
+def shares(spaces, count=10):
+    """The `count` largest terms of each decomposition as bars; beside those of one parameter, what fANOVA has claimed.
+
+    spaces: {title: (shares and standard errors of grid.decomposition, {runs: draws of grid.fanova})}.
+    """
+    figure, axes = plt.subplots(1, len(spaces), figsize=(WIDTH, 3.8), layout="constrained")
+    for ax, (title, (exact, error, samples)) in zip(axes, spaces.items(), strict=True):
+        top = exact.drop(("rest", "")).head(count)
+        y = np.arange(len(top))[::-1]
+        bars = {"color": "0.8", "error_kw": {"linewidth": 0.8}, "label": "the grid"}
+        ax.barh(y, top, xerr=error[top.index] if error.any() else None, **bars)
+        for j, (runs, draws) in enumerate(samples.items()):
+            alone = [(place, name) for place, (name, other) in zip(y, top.index, strict=True) if not other]
+            places, names = (list(each) for each in zip(*alone, strict=True))
+            style = {"color": COLORS[j], "marker": MARKERS[j], "markersize": 4, "linestyle": "", "linewidth": 1}
+            mean, spread, up = draws[names].mean(), draws[names].std(), np.array(places) + 0.2 - 0.4 * j
+            ax.errorbar(mean, up, xerr=spread, label=f"fANOVA on {runs} runs, mean ± deviation", **style)
+        ax.set_yticks(y, _terms(top.index), fontsize=7)
+        ax.set(title=title, xlabel="share of the variance", xlim=0)
+        ax.grid(False, axis="y")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def marginals(table, y, names):
+    """y of all trainings by the value of each parameter: 10 to 90 % (thin), quartiles (thick), median, mean, best."""
+    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(WIDTH, 4.6), layout="constrained", sharey=True)
+    for ax, name in zip(axes.flat, names, strict=True):
+        places, ticks = _scale(table[name])
+        by = y.groupby(places)
+        q10, q25, median, q75, q90 = (by.quantile(q) for q in (0.1, 0.25, 0.5, 0.75, 0.9))
+        ax.vlines(q10.index, q10, q90, color=COLORS[0], linewidth=1)
+        ax.vlines(q25.index, q25, q75, color=COLORS[0], linewidth=5, alpha=0.5)
+        ax.plot(median, "o", color=COLORS[0], markersize=5, markeredgecolor="w", label="median")
+        ax.plot(by.mean(), "D", color=COLORS[1], markersize=4, label="mean")
+        ax.plot(by.max(), "_", color="k", markersize=12, markeredgewidth=2, label="best")
+        slope = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(ticks) > 3 else {}
+        ax.set_xticks(list(ticks), ticks.values(), fontsize=7, **slope)
+        ax.set(title=words(name), ylim=(0, 0.95), xlim=(-0.2, 1.2))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("validation accuracy")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def interactions(panels):
+    """Heat maps side by side, one scale of colour. panels: {title: means as a table, rows by columns}."""
+    wide = [table.shape[1] + 1.5 for table in panels.values()]
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3), layout="constrained", width_ratios=wide)
+    for ax, (title, table) in zip(axes, panels.items(), strict=True):
+        picture = ax.imshow(table, cmap="viridis", vmin=0.1, vmax=0.9, aspect="auto")
+        for (i, j), value in np.ndenumerate(table):
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="w" if value < 0.6 else "k")
+        rows = [", ".join(map(str, row)) if isinstance(row, tuple) else row for row in table.index]
+        ax.set_yticks(range(len(rows)), rows, fontsize=7.5)
+        ax.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
+        ax.set(title=title, xlabel=words(table.columns.name))
+        ax.grid(False)
+    figure.colorbar(picture, ax=axes, label="mean validation accuracy")
+    return figure
+
+
+def seed_spread(seeded, best):
+    """Validation accuracies over seeds, of trainings (rows: number, seed, val_accuracy) by the rank of their mean, and
+    of those of the grid's `best` numbers by their rank there."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
+    by = seeded.groupby("number").val_accuracy.agg(["min", "mean", "max"])
+    panels = {"rank by the mean of the seeds": by["mean"].sort_values(ascending=False).index, "rank in the grid": best}
+    for ax, (label, numbers) in zip(axes, panels.items(), strict=True):
+        place = dict(zip(numbers, range(1, len(numbers) + 1), strict=True))
+        ax.vlines(place.values(), *by.loc[numbers, ["min", "max"]].to_numpy().T, color="0.7", linewidth=2)
+        here = seeded[seeded.number.isin(numbers)]
+        ax.plot(
+            here.number.map(place), here.val_accuracy, "o", color=COLORS[0], markersize=3, alpha=0.6, label="a seed"
+        )
+        style = {"color": COLORS[3], "markersize": 9, "markeredgewidth": 1.5, "label": "mean of the seeds"}
+        ax.plot(place.values(), by.loc[numbers, "mean"], "_", **style)
+        ax.set(title=f"the best {len(best)}" if numbers is best else f"all {len(numbers)}", xlabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("validation accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def regrets(regret, within, low=1e-4):
+    """Median regret of searches, and its 10 to 90 % band, by the budget of epochs (see grid.regrets); 0 is at `low`."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained", sharey=True)
+    for (search, hyperband), rows in regret.clip(lower=low).groupby(level=[0, 1]):
+        ax, j, rows = axes[int(hyperband)], ["random", "tpe"].index(search), rows.droplevel([0, 1])
+        ax.fill_between(
+            rows.columns, rows.loc["q10"], rows.loc["q90"], step="post", color=COLORS[j], alpha=0.2, linewidth=0
+        )
+        ax.step(rows.columns, rows.loc["median"], ["-", "--"][j], where="post", color=COLORS[j], label=search)
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="epochs trained",
+            title="with hyperband" if hyperband else "every run to the end",
+        )
+    for ax in axes:
+        ax.axhline(within, color="k", linewidth=0.8, linestyle=":")
+        ax.text(regret.columns[0], within, f"{within:.1%} from the best", va="top", fontsize=8)
+        ax.yaxis.set_major_formatter(lambda y, _: "0" if y <= low else f"{y:g}")
+        ax.xaxis.set_major_formatter("{x:g}")
+    axes[0].set_ylabel("regret of validation accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure

@@ -672,7 +672,9 @@ def _row_from_wandb(number, run):
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are InputErrors: one sentence, no usage text."""
+
     def error(self, message):
         raise InputError(message)
 
@@ -683,7 +685,7 @@ def main(argv=None, load=load_dataset):
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     again, whole = argv[:1] == ["rerun"], ["trial", "--count", "--workers", "--seed"]
     for flag in ["name", "trial"] if again else ["file", "--storage", "--engine", *whole[1:]]:
         parser.add_argument(flag, type=int if flag in whole else str)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from test_sweep import alone, tiny  # noqa: F401
@@ -263,6 +264,65 @@ def test_marginals():
     assert row["std"] == pytest.approx(np.sqrt(200 / 9), rel=1e-3) and len(grid.marginals(table, y)) == 25
 
 
+def test_the_standard_errors_are_those_of_repeated_sampling_and_none_where_the_table_is_whole():
+    table, rng = whole(), np.random.default_rng(0)
+    y = pd.Series(index(table, "activation") + rng.normal(size=len(table)))
+    assert (grid.deviations(table, y) == 0).all()
+    parts = [table.iloc[rng.choice(len(table), 500, replace=False)] for _ in range(25)]
+    estimates = pd.concat([grid.decomposition(part, y[part.index]) for part in parts], axis=1)
+    errors = pd.concat([grid.deviations(part, y[part.index]) for part in parts[:8]], axis=1).mean(axis=1)
+    for term in [("activation", ""), ("rest", "")]:
+        assert errors[term] == pytest.approx(estimates.loc[term].std(), rel=0.5)
+
+
+def test_a_part_of_the_space_is_decomposed_as_a_space_of_its_own():
+    table = whole()
+    y = pd.Series(index(table, "activation") + 100.0 * (table.weight_decay == 0.5))
+    part, space = grid.part_of(table, {"weight_decay": [0, 0.0005]})
+    shares = grid.decomposition(part, y[part.index], space)
+    assert len(part) == 5832 * 2 // 3 and shares["activation", ""] == pytest.approx(1)
+    assert (grid.deviations(part, y[part.index], space) == 0).all()
+    by = grid.marginals(part, y[part.index], space)
+    assert (by.error == 0).all() and by.loc["weight_decay"].index.tolist() == [0, 0.0005]
+    half = part.sample(frac=0.5, random_state=0)
+    row = grid.marginals(half, y[half.index], space).loc["activation", "tanh"]
+    assert row.error == row["std"] * np.sqrt((1 - row["count"] / (len(part) / 3)) / row["count"])
+
+
+def test_fanova_sees_the_sample_alone_and_its_agreement_is_counted():
+    table = whole()
+    y = pd.Series(index(table, "activation") + 0.3 * index(table, "optimizer") * 1.0)
+    draws = grid.fanova(table, y, 60, draws=2)
+    assert draws.shape == (2, 8) and not draws.iloc[0].equals(draws.iloc[1])
+    first, second = (table.sample(60, random_state=seed).index for seed in range(2))
+    again = grid.fanova(table, y.where(~y.index.isin(second.difference(first)), 99.0), 60, draws=2)
+    assert again.iloc[0].equals(draws.iloc[0]) and not again.iloc[1].equals(draws.iloc[1])
+    shares = grid.decomposition(table, y)
+    near = grid.agreement(shares, pd.DataFrame([shares.xs("", level="other")[list(VALUES)]] * 3))
+    assert (near["first"], near["three"], near["error"]) == (3, 3, 0)
+    single = shares.drop(("rest", "")).xs("", level="other")[list(VALUES)]
+    wrong = pd.DataFrame([single, single.rename({"activation": "batch_size", "batch_size": "activation"})])[
+        list(VALUES)
+    ]
+    near = grid.agreement(shares, wrong)
+    assert near["first"] == 1 and near["worst"] in ("activation", "batch_size")
+    assert abs(near["worst_error"]) == pytest.approx(single.max() / 2, abs=0.01)
+
+
+def test_the_words_say_whether_the_table_is_whole():
+    assert grid.extent(whole()) == "all 5,832 trainings" and "exact" in grid.caution(whole())
+    assert grid.extent(whole()[:1234]) == "1,234 of the 5,832 trainings"
+    assert "estimates" in grid.caution(whole()[:1234]) and "exact" not in grid.caution(whole()[:5831])
+
+
+def test_first_epoch():
+    table = fake(4)
+    for epoch, name in enumerate(grid.CURVES["val_accuracy"], 1):
+        table[name] = [0.9, 0.8 + 0.01 * epoch, 0.1, np.nan if epoch > 3 else 0.1]
+    epochs = grid.first_epoch(table, 0.855)
+    assert epochs.tolist()[:2] == [1, 6] and epochs.isna().tolist() == [False, False, True, True]
+
+
 def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     monkeypatch.setattr(grid, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
     table = fake()
@@ -277,22 +337,55 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The rows of a whole table that searches by tpe have asked for."""
+    rows, plain = [], grid.tpe
+    monkeypatch.setattr(grid, "tpe", lambda *args: rows.append(x := plain(*args)) or x)
+    yield lambda: [int(np.ravel_multi_index(x, grid.SHAPE)) for x in rows]
+
+
+@pytest.mark.parametrize("hyperband", [False, True])
+def test_tpe_suggests_what_optuna_suggests(hyperband, asked):
+    """All of a search, with the same numbers drawn at random: every suggestion is a function of those before it."""
+    table = fake()
+    table["val_accuracy_10"] -= 0.05 * sum((index(table, name) - 1) ** 2 for name in VALUES)
+    curves, points = grid._curves(table), grid.points_of(table)
+    grid.replay(curves, points, "tpe", hyperband, 5, budget=400)
+    sampler = optuna.samplers.TPESampler(seed=5, multivariate=True)
+    study, seen = optuna.create_study(sampler=sampler, direction="maximize"), {1: [], 3: []}
+    for row in asked():
+        trial = study.ask({name: grid.SPACE.space[name] for name in VALUES})
+        assert [VALUES[name].index(trial.params[name]) for name in VALUES] == points[row].tolist(), trial.number
+        for band in seen if hyperband else ():
+            seen[band].append(curves[row, band - 1])
+            trial.report(curves[row, band - 1], band)
+            if sum(value > curves[row, band - 1] for value in seen[band]) > len(seen[band]) // 3:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, curves[row, -1])
+    assert len(asked()) == 40 if not hyperband else len(asked()) > 80
+
+
+def test_tpe_suggests_only_what_is_known():
+    rng, known = np.random.default_rng(0), np.zeros(5832, bool)
+    known[rng.choice(5832, 300, replace=False)] = True
+    tried = np.column_stack(np.unravel_index(rng.choice(np.flatnonzero(known), 60), grid.SHAPE))
+    for n in (0, 9, 10, 60):
+        legacy = [np.random.RandomState(n), np.random.RandomState(n)]
+        points = [grid.tpe(tried[:n], list(range(n)), *legacy, known) for _ in range(30)]
+        rows = np.ravel_multi_index(np.transpose(points), grid.SHAPE)
+        assert known[rows].all() and (n >= 10 or len(set(rows)) > 5)
+
+
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_replay_is_what_sweep_py_would_do(search):
+def test_a_replay_is_what_sweep_py_would_do(search, asked):
     """The same suggestions, ended at the same bands, by the ledger of a sweep."""
     table = fake()
-    curves = np.column_stack([grid.accuracy(table, epoch) for epoch in range(1, 11)])
-    rows = {values: row for row, values in enumerate(table[grid.PARAMETERS].itertuples(index=False, name=None))}
-    asked = []
-
-    class Rows(dict):
-        def get(self, key):
-            asked.append(rows[key])
-            return rows[key]
-
-    found = grid.replay(curves, Rows(), search, True, 3, budget=120)
-    if search == "random":
-        asked = np.random.default_rng(3).integers(5832, size=200).tolist()
+    curves = grid._curves(table)
+    found = grid.replay(curves, grid.points_of(table), search, True, 3, budget=120)
+    asked = asked() if search == "tpe" else np.random.default_rng(3).integers(5832, size=200).tolist()
     given = definition() | {"method": "random", "run_cap": 200}
     given["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
     ledger, spent, best, expected = sweep.Ledger("sqlite:///other.db", "grid", sweep._sweep(given)), 0, -1, []
@@ -322,7 +415,16 @@ def test_tpe_finds_what_random_does_not_and_goes_on_where_it_was(tmp_path):
     assert set(both.table) == set(first.table) and both.number.isin(table.number).all()
     _, needed = grid.regrets(table, both, [1000])
     assert needed.loc[("tpe", False, "median"), "runs"] < needed.loc[("random", False, "median"), "runs"]
-    other = grid.replays(table.assign(val_accuracy_1=0.1), 1, "replays.csv.gz", [("random", False)])
+    assert grid.load_replays(table, "replays.csv.gz").equals(pd.read_csv("replays.csv.gz"))
+    assert "996 of 1,000" in grid.lacking_replays(table, both) and not grid.lacking_replays(table, both, 4)
+    soon = grid.after(both, 5)
+    for one, number in soon.items():
+        mine = both[(both[["search", "hyperband", "seed"]] == list(one)).all(axis=1) & (both.runs <= 5)]
+        values = table.set_index("number").val_accuracy_10[mine.number]
+        assert number == mine.number.iloc[-1] and values.iloc[-1] == values.max()
+    grown = table.assign(val_accuracy_1=0.1)
+    assert grid.load_replays(grown, "replays.csv.gz").empty and "1,000 of" in grid.lacking_replays(grown, both[:0])
+    other = grid.replays(grown, 1, "replays.csv.gz", [("random", False)])
     assert not set(other.table) & set(both.table)
 
 
@@ -358,3 +460,23 @@ def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(m
     pd.testing.assert_frame_equal(
         again.sort_values(order, ignore_index=True), done.sort_values(order, ignore_index=True)
     )
+    assert grid.lacking_seeds(table, again, 12) == "" and "88 of 100" in grid.lacking_seeds(table, again)
+    best = table[table.state == "complete"].nlargest(1, "val_accuracy_10").number.iloc[0]
+    other = table.assign(state=table.state.where(table.number != best, "pruned"))  # the table has changed
+    assert best not in set(grid.load_seeds(other, "seeds.csv", 4, range(3)).number)
+    assert grid.load_seeds(table, "none.csv").empty
+
+
+def test_what_is_real_is_two_deviations_of_a_difference():
+    rows = [
+        (n, s, mean + d * s, mean)
+        for n, mean, d in ((0, 0.9, 0.01), (1, 0.85, 0.02), (2, 0.3, 0.2))
+        for s in (-1, 0, 1)
+    ]
+    seeded = pd.DataFrame(rows, columns=["number", "seed", "val_accuracy", "test_accuracy"])
+    assert grid.noise(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+    assert (
+        grid.real(seeded) == pytest.approx(2 * np.sqrt(2) * grid.noise(seeded))
+        and grid.noise(seeded, "test_accuracy") == 0
+    )
+    assert np.isnan(grid.real(seeded[:0]))

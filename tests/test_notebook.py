@@ -12,6 +12,8 @@ import nbformat
 import pypdf
 import pytest
 
+import grid
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -145,6 +147,14 @@ def test_its_outputs_belong_to_the_tables_and_versions_that_are_committed():
     assert f"tables `{fingerprint:08x}`" in said
     pinned = re.findall(r"^numpy==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.M)  # by version of Python
     assert re.search(r"numpy ([\d.]+),", said)[1] in pinned
+
+
+def test_the_grid_it_tells_of_is_the_one_committed():
+    said = " ".join(out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown"))
+    whole = grid.load_grid()
+    assert f"The table holds {grid.extent(whole)}." in said
+    assert f"**Best of the grid: {grid.accuracy(whole).max():.4f} validation accuracy**" in said
+    assert f"{grid.noise(grid.load_seeds(whole)):.4f} (validation)" in said
 
 
 def test_the_committed_figures_are_those_in_the_notebook():
