@@ -145,19 +145,24 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
         began = time.perf_counter()
         row = {"epoch": epoch} | _epoch(recipe, data, network, average, move, step, epoch)
         last = network.theta.copy()
-        if recipe.average:
-            network.theta[:] = average
-        network.calibrate(data.x_train[:5000])
+        _settle(recipe, data, network, average)
         row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
         row["seconds"] = time.perf_counter() - began
         history.append(row)
         if checkpoint:
             save_checkpoint(checkpoint, asdict(recipe), last, average, step, history)
-        if epoch < recipe.epochs:
-            network.theta[:] = last
+        network.theta[:] = last
         if on_epoch:
             on_epoch(row)
+    _settle(recipe, data, network, average)
     return network, history
+
+
+def _settle(recipe, data, network, average):
+    """Make of a network in training the one that is evaluated."""
+    if recipe.average:
+        network.theta[:] = average
+    network.calibrate(data.x_train[:5000])
 
 
 def _epoch(recipe, data, network, average, move, step, epoch):

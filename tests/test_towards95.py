@@ -144,6 +144,8 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_same_bits(recipe, small, 
     again, rows = train(recipe, small, tmp_path / "c.npz", seen.append)
     np.testing.assert_array_equal(again.theta, network.theta)
     assert [row["epoch"] for row in seen] == [3] and len(rows) == 3
+    complete, _ = train(recipe, small, tmp_path / "c.npz")
+    np.testing.assert_array_equal(complete.predict(small.x_test), network.predict(small.x_test))
     for a, b in zip(history, rows, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     with pytest.raises(InputError, match="epochs is 3 there, 4 here"):  # its rate would have been another
