@@ -65,18 +65,20 @@ class Server:
         self.http.server_close()
 
     def fail(self, kind, how, times=math.inf, after=0):
-        """Answer requests of a kind with a status, or "drop" or "hang" them: so many, after so many answered well."""
+        """Answer requests of a kind with a status, or "drop" or "hang" them: so many, after so many answered well, of
+        which the one that ends a run is none."""
         self.faults.append(SimpleNamespace(kind=kind, how=how, times=times, after=after, met=0))
 
     def heal(self):
         self.faults.clear()
 
-    def fault(self, kind):
+    def fault(self, kind, sent):
         for one in self.faults:
-            if one.kind in (kind, "any") and kind != "telemetry":
+            if one.kind == kind:
                 one.met += 1
-                if one.after < one.met <= one.after + one.times:
-                    return one.how
+                if one.met > one.after or kind == "file_stream" and sent.get("complete"):
+                    one.times -= 1
+                    return one.how if one.times >= 0 else None
         return None
 
     def count(self, kind):
@@ -105,8 +107,10 @@ class Server:
         return self.runs[run_id]
 
     def history(self, run_id):
+        """The rows of a run, one for each step: `wandb sync` sends again what has arrived, behind it."""
         lines = self.runs[run_id].lines
-        return [lines[i] for i in sorted(lines)]
+        steps = {lines[i]["_step"]: lines[i] for i in sorted(lines)}
+        return [steps[i] for i in sorted(steps)]
 
     # ----------------------------------------------------------------------------------------------------- GraphQL
 
@@ -148,7 +152,7 @@ class Server:
             "sweepName": run.sweep, "group": run.group, "jobType": None, "commit": None, "readOnly": False,
             "createdAt": created, "heartbeatAt": created, "description": None, "notes": None, "systemMetrics": "{}",
             "config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary), "stopped": False,
-            "historyLineCount": len(rows), "historyKeys": {"lastStep": rows[-1]["_step"] if rows else -1, "keys": {}},
+            "historyLineCount": len(run.lines), "historyKeys": {"lastStep": rows[-1]["_step"] if rows else -1, "keys": {}},
             "parquetHistory": {"parquetUrls": [], "liveData": rows}, "history": [json.dumps(row) for row in rows],
             "user": {"name": ENTITY, "username": ENTITY}, "sampledHistory": [rows],
         }  # fmt: skip
@@ -276,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
             kind = "telemetry"
         with self.api.lock:
             self.api.requests.append((kind, v))
-            how = self.api.fault(kind)
+            how = self.api.fault(kind, v)
         if how == "hang":
             self.api.closing.wait()
         if how in FAULTS:

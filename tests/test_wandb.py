@@ -1,0 +1,187 @@
+"""W&B online: the real client against a server of our own, and what is kept when that fails.
+
+Waiting is cut by the client's own settings (WANDB__..._RETRY_MAX and so on); an agent's pause between two questions to the
+server, for which there is none, is cut in the process that starts it.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_train import COURSE, METRICS, NAMES, OUTCOME, command, tiny_dataset
+from wandb_server import Server
+
+import helpers
+import sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+EPOCHS = 12
+SMALL = ["--epochs", EPOCHS, "--num_layers", "1", "--hidden_size", "16", "--batch_size", "20"]
+TIME = 300  # seconds; nothing needs a tenth of them
+SOON = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.3; "  # 5 s
+WANDB = [sys.executable, "-c", SOON + "import sys; from wandb.cli.cli import cli; cli(prog_name='wandb')"]
+DOORS = ("FILE_STREAM", "FILE_TRANSFER", "GRAPHQL")
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        yield server
+
+
+def environment(server, folder, **more):
+    """Variables for a process with nothing of the developer's, which keeps its files in `folder`."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "NETRC")) and "proxy" not in k.lower()}
+    env |= {"HOME": str(folder), "WANDB_DIR": str(folder), "PATH": f"{BIN}{os.pathsep}{env['PATH']}"}
+    env |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key, "WANDB_ERROR_REPORTING": "false"}
+    env |= {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.05", "WANDB_INIT_TIMEOUT": "200"}
+    return env | {f"WANDB__{door}_RETRY_MAX": "1" for door in DOORS} | more
+
+
+def process(argv, env, cwd):
+    """Run that to its end: status, out, err, and the lines of err."""
+    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, env=env, cwd=cwd, timeout=TIME)
+    return SimpleNamespace(status=done.returncode, out=done.stdout, err=done.stderr, lines=done.stderr.splitlines())
+
+
+def config_of(run):
+    return {name: item["value"] for name, item in run.config.items() if name != "_wandb"}
+
+
+def no_key(server, folder, *done):
+    """The key is in nothing that was said, written or sent, but the header of a request and .netrc."""
+    said = [text for one in done for text in (one.out, one.err)]
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".netrc"]
+    assert any("debug" in path.name for path in files)
+    assert not [path for path in files if server.key.encode() in path.read_bytes()]
+    sent = repr([server.requests, server.files, server.runs, server.artifacts, server.views])
+    assert not any(server.key in text for text in [*said, sent])
+
+
+# ----------------------------------------------------------------------------------------------------------- online run
+
+
+def test_login_then_train_logs_what_is_documented(server, tmp_path):
+    env = environment(server, tmp_path)
+    del env["WANDB_API_KEY"]
+    login = process([*WANDB, "login", server.key], env, tmp_path)
+    assert login.status == 0 and server.key in (tmp_path / ".netrc").read_text()
+    done = process(command(*SMALL, "--wandb_project", "p"), env, tmp_path)
+    result, (run,) = json.loads(done.out), server.runs.values()
+    assert done.status == 0 and done.out.count("\n") == 1 and len(done.lines) == 1 + EPOCHS  # the address, the epochs
+    assert done.lines[0] == f"train.py: W&B run {server.url}/somebody/p/runs/{run.id}"
+
+    assert (run.name, run.project, run.group, run.sweep) == ("hl_1_lr_0.000422_bs_20_opt_adam_act_ReLU", "p", None, None)
+    assert config_of(run) == {f.name: result[f.name] for f in fields(helpers.Config)}
+    assert set(COURSE) - {"wandb_project", "wandb_entity"} < set(config_of(run))
+    rows = server.history(run.id)
+    assert [(row["_step"], row["epoch"]) for row in rows] == [(i, i) for i in range(1, EPOCHS + 1)]
+    extra = {"test_accuracy", "samples", "confusion_matrix_table"}
+    for row in rows:
+        logged = {name for name in row if not name.startswith("_")}
+        assert logged == {"epoch", *METRICS} | (extra if row is rows[-1] else set())
+    config = helpers.Config(**config_of(run))
+    network, history, _ = helpers.train(config, tiny_dataset())
+    assert [[row[name] for name in METRICS] for row in rows] == [[row[name] for name in METRICS] for row in history]
+    assert {name: run.summary[name] for name in OUTCOME} == {name: result[name] for name in OUTCOME}
+    assert (run.state, run.exit_code) == ("finished", 0)
+
+    data = tiny_dataset()
+    assert rows[-1]["samples"]["captions"] == list(NAMES)
+    for label, name in enumerate(rows[-1]["samples"]["filenames"]):
+        pixels = np.asarray(Image.open(BytesIO(server.files[run.id, name])).convert("L")).ravel()
+        assert data.y_train[np.flatnonzero((data.x_train == pixels).all(axis=1))].tolist() == [label]
+    table = json.loads(server.files[run.id, rows[-1]["confusion_matrix_table"]["path"]])
+    y_hat = network.predict(data.x_test).argmax(axis=1)
+    counts = {(NAMES.index(actual), NAMES.index(predicted)): n for actual, predicted, n in table["data"]}
+    assert counts == {(i, j): np.sum((data.y_test == i) & (y_hat == j)) for i in range(10) for j in range(10)}
+    panel = run.config["_wandb"]["value"]["visualize"]["confusion_matrix"]
+    assert panel["panel_config"]["panelDefId"] == "wandb/confusion_matrix/v1"
+    assert not server.unknown
+    no_key(server, tmp_path, login, done)
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+FAULTS = {  # what the server does, what the sentence says of it
+    "key expired before": ([("UpsertBucket", 401, {})], "401"),
+    "key expires in mid-run": ([("file_stream", 401, {"after": 1})], "401 Unauthorized"),
+    "conflict": ([("file_stream", 409, {"after": 1})], "409 Conflict"),
+    "broken": ([("file_stream", 500, {"after": 1})], "HTTP 500"),
+    "dropped": ([("file_stream", "drop", {"after": 1})], "giving up"),
+    "hangs": ([("file_stream", "hang", {"after": 1})], "Timed out"),
+    "config refused": ([("UpsertBucket", 500, {"after": 1})], "failed to upload changes"),
+    "files refused": ([("upload", 500, {}), ("CreateArtifact", 401, {})], "failed to log artifact"),
+    "no network": ([], "connection refused"),
+    "too many requests": ([("file_stream", 429, {"after": 1, "times": 1}), ("CreateRunFiles", 429, {"times": 1})], ""),
+}
+
+
+def meet(fault, folder):
+    """Train while the server does that, then do as the sentence says on a server in good health: all that came of it."""
+    folder.mkdir()
+    with Server() as server:
+        for kind, how, when in FAULTS[fault][0]:
+            server.fail(kind, how, **when)
+        env = environment(server, folder, WANDB_FINISH_TIMEOUT="3" if fault == "hangs" else "200")
+        away = {"WANDB_BASE_URL": "http://127.0.0.1:9"} if fault == "no network" else {}
+        done = process(command(*SMALL), env | away, folder)
+        told = [line for line in done.lines if "epoch" not in line and "W&B run " not in line]
+        found = SimpleNamespace(server=server, done=done, told=told, before=list(map(vars, server.runs.values())))
+        found.before = [dict(run, lines=dict(run["lines"])) for run in found.before]
+        server.heal()
+        if told:
+            argv = shlex.split(re.search(r"wandb sync .*", told[0])[0])
+            found.sync = process([*WANDB, *argv[1:]], env, folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory):
+    """What came of each fault; side by side, as most of it is waiting."""
+    folders = [tmp_path_factory.mktemp("faults") / name.replace(" ", "-") for name in FAULTS]
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(FAULTS, zip(pool.map(meet, FAULTS, folders), folders)))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_costs_no_training_and_no_data(fault, met):
+    found, folder = met[fault]
+    server, done, told = found.server, found.done, found.told
+    result = json.loads(done.out)
+    assert done.status == 0 and result["epochs"] == EPOCHS and result["test_accuracy"] is not None
+    assert len([line for line in done.lines if f"/{EPOCHS}:" in line]) == EPOCHS
+    assert "Traceback" not in done.err
+    if fault == "too many requests":
+        assert not told and all(one.times < 0 or one.met for one in server.faults)
+    else:
+        (sentence,) = told
+        assert sentence.startswith("train.py: W&B has not received ") and FAULTS[fault][1] in sentence
+        kept = Path(re.search(r"wandb sync --include-online (\S+)$", sentence)[1])
+        assert len(list(kept.glob("*.wandb"))) == 1 and kept.parent == folder / "wandb"
+        assert found.sync.status == 0
+        if "file_stream" in str(FAULTS[fault][0]):  # it had begun to arrive, and did not end
+            assert found.before[0]["state"] == "running" and len(found.before[0]["lines"]) < EPOCHS
+    (run,) = server.runs.values()
+    rows = server.history(run.id)
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert {name: rows[-1][name] for name in METRICS} == {name: result[name] for name in METRICS}
+    assert {name: run.summary[name] for name in OUTCOME} == {name: result[name] for name in OUTCOME}
+    assert config_of(run) == {f.name: result[f.name] for f in fields(helpers.Config)}
+    assert (run.state, run.exit_code) == ("finished", 0)
+    media = [*rows[-1]["samples"]["filenames"], rows[-1]["confusion_matrix_table"]["path"]]
+    assert all(server.files[run.id, name] for name in media)
+    no_key(server, folder, done, *([found.sync] if told else []))
