@@ -185,3 +185,107 @@ def test_a_fault_costs_no_training_and_no_data(fault, met):
     media = [*rows[-1]["samples"]["filenames"], rows[-1]["confusion_matrix_table"]["path"]]
     assert all(server.files[run.id, name] for name in media)
     no_key(server, folder, done, *([found.sync] if told else []))
+
+
+# --------------------------------------------------------------------------------------------------------------- sweeps
+
+DEFINITION = {
+    "program": "train.py",
+    "name": "small",
+    "project": "p",
+    "method": "bayes",
+    "run_cap": 2,
+    "metric": {"name": "val_accuracy", "goal": "maximize"},
+    "parameters": {
+        "epochs": {"value": 1},
+        "num_layers": {"value": 1},
+        "hidden_size": {"values": [8, 16]},
+        "batch_size": {"value": 2000},
+        "optimizer": {"values": ["adam", "nadam", "rmsprop"]},
+        "learning_rate": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.01},
+    },
+}
+
+
+def as_told(server):
+    """Every run of the one sweep has been trained with what the server has said, and the rest by default."""
+    ((sweep_id, given),) = server.sweeps.items()
+    assert set(server.runs) == set(given.runs)
+    for run in server.runs.values():
+        told = {name: item["value"] for name, item in run.args.items()}
+        assert set(told) == set(given.definition["parameters"])
+        assert config_of(run) == asdict(helpers.Config(**told)) and run.sweep == sweep_id
+        assert run.name == helpers.Config(**told).run_name and (run.state, run.exit_code) == ("finished", 0)
+    assert not server.unknown
+
+
+def test_sweep_py_runs_a_sweep_on_wandb(server, tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(DEFINITION))
+    code = SOON + f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep; sys.exit(sweep.main())"
+    argv = [sys.executable, "-c", code, "small.yaml", "--engine", "wandb", "--folder", "tables"]
+    done = process(argv, environment(server, tmp_path), tmp_path)
+    assert done.status == 0, done.err
+    assert "wandb agent somebody/p/sweep000" in done.err
+    as_told(server)
+    table = sweep.load_results("small", tmp_path / "tables")
+    assert list(table.columns) == sweep.COLUMNS and list(table.state) == ["complete"] * 2
+    for (_, row), run in zip(table.iterrows(), server.runs.values()):
+        (logged,) = server.history(run.id)
+        assert sweep.config_of(row) == helpers.Config(**config_of(run))
+        assert [row[f"{name}_history"] for name in METRICS] == [[logged[name]] for name in METRICS]
+        assert row.val_accuracy == logged["val_accuracy"] and row.best_epoch == 1
+    no_key(server, tmp_path, done)
+
+
+def test_two_stock_agents_share_our_sweep_and_obey_its_early_termination(server, tmp_path):
+    server.cap, server.should_stop = 4, lambda run: len(run.lines) > 0
+    env = environment(server, tmp_path)
+    made = process([*WANDB, "sweep", "sweeps/bayes.yaml"], env, ROOT)
+    assert made.status == 0, made.err
+    agent = re.search(r"wandb agent (\S+)", made.err)[1]
+    assert agent == "somebody/CS6910_Assignment_1/sweep000"
+    assert yaml.safe_load(server.sweeps["sweep000"].config)["early_terminate"]["min_iter"] == 3
+    with ThreadPoolExecutor() as pool:
+        folders = [tmp_path / name for name in ("one", "two")]
+        argv = [*WANDB, "agent", "--count", "2", agent]
+        done = list(pool.map(lambda folder: process(argv, environment(server, folder), ROOT), folders))
+    assert [one.status for one in done] == [0, 0], done
+    as_told(server)
+    assert sorted(run.agent for run in server.runs.values()) == ["agent0", "agent0", "agent1", "agent1"]
+    for run in server.runs.values():
+        assert run.summary["stopped"] == "stopped by W&B" and 1 <= len(server.history(run.id)) < 20
+    no_key(server, tmp_path, made, *done)
+
+
+def test_a_run_stopped_on_wandb_ends_as_a_whole_one(server, tmp_path):
+    """The client asks every 15 s whether it is to stop, which no setting shortens either."""
+    server.should_stop = lambda run: len(run.lines) > 0
+    argv = command(*SMALL, "--epochs", 10**6)
+    argv[2] = "import wandb.sdk.lib.run_stopping as s; s.RunStopChecker.__init__.__kwdefaults__['poll_interval'] = 0.2; " + argv[2]
+    done = process(argv, environment(server, tmp_path), tmp_path)
+    result, (run,) = json.loads(done.out), server.runs.values()
+    assert done.status == 0 and result["stopped"] == run.summary["stopped"] == "stopped by W&B"
+    assert result["test_accuracy"] is not None and (run.state, run.exit_code) == ("finished", 0)
+
+
+def test_offline_runs_of_the_local_engine_are_synced_without_loss(server, tmp_path):
+    definition = DEFINITION | {"run_cap": 3, "parameters": DEFINITION["parameters"] | {"epochs": {"value": 3}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(definition))
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import sweep; from test_sweep import tiny; "
+    code += "sys.exit(sweep.main(load=tiny))"
+    env = environment(server, tmp_path)
+    done = process([sys.executable, "-c", code, "small.yaml", "--workers", "2", "--folder", "."], env, tmp_path)
+    assert done.status == 0 and not server.requests
+    kept = [str(path) for path in tmp_path.glob("wandb/offline-run-*")]
+    assert len(kept) == 3
+    synced = process([*WANDB, "sync", *kept], env, tmp_path)
+    assert synced.status == 0, synced.err
+    table = sweep.load_results("small", tmp_path).set_index("number")
+    assert len(server.runs) == 3
+    for run in server.runs.values():
+        row, rows = table.loc[int(run.id.split("-")[-1])], server.history(run.id)
+        assert (run.project, run.group, run.state, run.exit_code) == ("p", "small", "finished", 0)
+        assert sweep.config_of(row) == helpers.Config(**config_of(run)) and run.name == sweep.config_of(row).run_name
+        assert [row[f"{name}_history"] for name in METRICS] == [[one[name] for one in rows] for name in METRICS]
+        assert run.summary["best_val_accuracy"] == row.best_val_accuracy and len(rows) == 3
+    no_key(server, tmp_path, done, synced)

@@ -49,7 +49,8 @@ class Server:
         self.key = "0123456789abcdef" * 2 + "01234567"
         self.runs, self.sweeps, self.views, self.artifacts, self.files = {}, {}, {}, {}, {}
         self.agents, self.requests, self.unknown, self.faults = {}, [], [], []
-        self.should_stop = lambda run: False  # early stop
+        self.should_stop = lambda run: False  # early termination
+        self.cap = math.inf  # runs of a sweep, whatever its run_cap
         self.lock, self.closing = threading.RLock(), threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": self}))
         self.http.daemon_threads = True
@@ -241,7 +242,7 @@ class Server:
     def next_run(self, agent):
         """The command to run the next configuration, or to exit where the sweep has had all of its runs."""
         sweep = self.sweeps[agent.sweep]
-        if len(sweep.runs) >= sweep.definition.get("run_cap", math.inf):
+        if len(sweep.runs) >= min(self.cap, sweep.definition.get("run_cap", math.inf)):
             sweep.state = "FINISHED"
             return {"type": "exit"}
         rng = random.Random(len(sweep.runs))
