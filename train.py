@@ -131,9 +131,8 @@ def quiet_wandb():
     return wandb
 
 
-def default_mode():
-    """Where W&B has a key (sought without network or prompt) what `wandb online|offline` has set; else offline."""
-    why = "no W&B key is configured"
+def online_mode():
+    """What `wandb online|offline` has set. Raises InputError where W&B has no key, sought without network or prompt."""
     try:
         settings = quiet_wandb().setup().settings
         from wandb.sdk.lib import wbauth
@@ -141,9 +140,17 @@ def default_mode():
         if settings.api_key or settings.identity_token_file or wbauth.read_netrc_auth(host=settings.base_url):
             return settings.mode
     except Exception as error:  # whatever W&B makes of a bad setting
-        why = f"W&B cannot be used as configured ({error})"
-    say(f"{why}: logging offline, for `wandb sync` to upload")
-    return "offline"
+        raise InputError(f"W&B cannot be used as configured ({error})") from None
+    raise InputError("no W&B key is configured")
+
+
+def default_mode():
+    """online_mode() where W&B has a key, else offline, which is said."""
+    try:
+        return online_mode()
+    except InputError as error:
+        say(f"{error}: logging offline, for `wandb sync` to upload")
+        return "offline"
 
 
 class Log:
@@ -194,7 +201,7 @@ class Log:
 
 
 def check_upload(run):
-    """Raise RuntimeError where not all of an online run is uploaded: W&B's client tells it to nobody but its own log."""
+    """Raise RuntimeError where not all of an online run is uploaded, which W&B's client tells nobody but its log."""
     for line in [] if run.offline else Path(run.settings.log_internal).read_text().splitlines():
         entry = json.loads(line)
         if entry["level"].startswith("ERROR") and entry["msg"] != "api: HTTP error":  # its sender says what came of it

@@ -36,6 +36,21 @@ def draw(rng, spec):
     return rng.randint(low, high) if isinstance(low, int) else rng.uniform(low, high)
 
 
+def matches(run, filters):
+    """Whether a run passes the filters, in the form of MongoDB, of those kinds that the client asks for here."""
+    for key, wanted in filters.items():
+        section, _, name = key.partition(".")
+        if key == "$and":
+            if not all(matches(run, one) for one in wanted):
+                return False
+        elif wanted == {"$exists": True}:
+            if name not in run.summary:
+                return False
+        elif (run.sweep if key == "sweep" else run.config.get(name, {}).get("value")) != wanted:
+            return False
+    return True
+
+
 def edges(nodes):
     """A GraphQL connection of one page."""
     page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
@@ -119,6 +134,9 @@ class Server:
         """The data that answer an operation: often more than it asks for, as nobody minds."""
         if answer := getattr(self, f"answer_{name}", None):
             return answer(v)
+        if name == "GetProjects":
+            names = {run.project for run in self.runs.values()}
+            return {"models": edges([self.project({"project": name}) for name in names])}
         if name in ("Viewer", "GetViewer", "GetDefaultEntity"):
             return {"viewer": self.viewer()}
         if name.startswith(PROJECT_QUERIES):
@@ -136,13 +154,17 @@ class Server:
         named = {v.get(key) for key in ("name", "run", "runName", "sweep")}
         run = next((run for run in self.runs.values() if run.id in named), None)
         sweep = next((sweep for sweep in self.sweeps.values() if sweep.id in named), None)
-        wanted = re.findall(r'"sweep": ?"(\w+)"', v.get("filters") or "")
-        runs = [self.run_node(one) for one in self.runs.values() if not wanted or one.sweep in wanted]
+        runs = [one for one in self.runs.values() if matches(one, json.loads(v.get("filters") or "{}"))]
+        order, _, metric = (v.get("order") or "").partition("summary_metrics.")
+        if metric:
+            runs.sort(key=lambda one: one.summary[metric], reverse=order == "-")
+        runs = [self.run_node(one) for one in runs]
         return {
             "id": "project", "internalId": "1", "name": v.get("project"), "entity": {"id": "e", "name": ENTITY},
             "entityName": ENTITY, "readOnly": False, "artifact": None, "runCount": len(runs), "runs": edges(runs),
             "run": run and self.run_node(run), "sweep": sweep and self.sweep_node(sweep), "isBenchmark": False,
-            "createdAt": "2026-01-01T00:00:00Z", "__typename": "Project",
+            "createdAt": "2026-01-01T00:00:00Z", "__typename": "Project", "allViews": edges(self.views.values()),
+            "user": self.viewer(),
         }  # fmt: skip
 
     def run_node(self, run):
@@ -226,6 +248,13 @@ class Server:
         )
         project = {"id": "project", "name": v["projectName"], "entity": {"id": "e", "name": ENTITY}}
         return {"upsertSweep": {"sweep": {"name": identity, "project": project}, "configValidationWarnings": []}}
+
+    def answer_upsertView(self, v):
+        identity = v["id"] or f"view{len(self.views)}"
+        self.views[identity] = v | {"id": identity, "updatedAt": "2026-01-01T00:00:00Z"}
+        self.views[identity] |= {"project": {"id": "1", "name": v["projectName"], "entityName": v["entityName"]}}
+        self.views[identity] |= {"user": {"username": ENTITY}, "createdAt": "2026-01-01T00:00:00Z"}
+        return {"upsertView": {"view": self.views[identity], "inserted": not v["id"]}}
 
     def answer_CreateAgent(self, v):
         identity = f"agent{len(self.agents)}"
