@@ -24,6 +24,7 @@ from test_train import COURSE, METRICS, NAMES, OUTCOME, command, tiny_dataset
 from wandb_server import Server
 
 import helpers
+import study
 import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,3 +293,110 @@ def test_offline_runs_of_the_local_engine_are_synced_without_loss(server, tmp_pa
         assert [row[f"{name}_history"] for name in METRICS] == [[one[name] for one in rows] for name in METRICS]
         assert run.summary["best_val_accuracy"] == row.best_val_accuracy and len(rows) == 3
     no_key(server, tmp_path, done, synced)
+
+
+# --------------------------------------------------------------------------------------------------- the report on W&B
+
+
+def written(server, folder, **env):
+    """Run wandb_report.py, with two forests instead of three."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import functools, wandb_report as r; "
+    code += "r.importance = functools.partial(r.importance, seeds=range(2)); sys.exit(r.main())"
+    return process([sys.executable, "-c", code], environment(server, folder, **env), folder)
+
+
+@pytest.fixture
+def project(server):
+    """A project with three runs: the best one is not tested."""
+    for name, accuracy, tested in [("low", 0.85, True), ("best", 0.9, True), ("untested", 0.95, False)]:
+        run = server.run(name)
+        run.project, run.state = "CS6910_Assignment_1", "finished"
+        run.config = {key: {"value": value} for key, value in asdict(helpers.Config()).items()}
+        run.summary = {"val_accuracy": accuracy} | ({"test_accuracy": accuracy} if tested else {})
+    return server
+
+
+def test_the_report_has_the_panels_of_the_reference_and_computed_tables(project, tmp_path):
+    done = written(project, tmp_path)
+    assert done.status == 0 and not done.err
+    ((identity, view),) = project.views.items()
+    assert (
+        done.out.splitlines()[-1]
+        == f"{project.url}/somebody/CS6910_Assignment_1/reports/CS6910-Assignment-1--{identity}"
+    )
+    blocks = json.loads(view["spec"])["blocks"]
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    panels = {}
+    for grid in grids:
+        ((runset,), of) = grid["runSets"], grid["panelBankSectionConfig"]["panels"]
+        shown = {one["key"]["name"]: one["value"] for one in runset["filters"]["filters"]}
+        for panel in of:
+            panels.setdefault(panel["viewType"], []).append((panel["config"], shown))
+    best, every = {"name": "best"}, {"dataset": "fashion_mnist"}
+    selected = asdict(helpers.Config())  # the defaults are the best configuration known
+    alike = {name: selected[name] for name in selected.keys() - {"loss", "learning_rate", "seed"}}
+
+    assert [(c["mediaKeys"], shown) for c, shown in panels.pop("Media Browser")] == [(["samples"], best)]
+    lines = panels.pop("Run History Line Plot")
+    assert [(c["metrics"], c["xAxis"], shown) for c, shown in lines] == [
+        *(([name], "epoch", every) for name in ("train_accuracy", "val_accuracy", "train_loss")),
+        *(([name], "epoch", alike) for name in ("train_accuracy", "val_accuracy")),
+    ]
+    assert [c.get("groupBy") for c, _ in lines] == [None] * 3 + ["loss.value"] * 2
+    ((created, shown),) = panels.pop("Scatter Plot")
+    assert (created["xAxis"], created["yAxis"], shown) == ("run:createdAt", "summary:val_accuracy", every)
+    ((parallel, shown),) = panels.pop("Parallel Coordinates Plot")
+    searched = yaml.safe_load((ROOT / "sweeps/random.yaml").read_text())["parameters"]
+    axes = [f"config:{name}.value" for name in searched] + ["summary:val_accuracy"]
+    assert [column["accessor"] for column in parallel["columns"]] == axes and shown == every
+    ((importance, shown),) = panels.pop("Parameter Importance")
+    assert (importance["targetKey"], shown) == ("val_accuracy", every)
+    ((matrix, shown),) = panels.pop("Vega2")
+    assert (matrix["panelDefId"], shown) == ("wandb/confusion_matrix/v1", best)
+    assert '"confusion_matrix_table"' in json.dumps(matrix["userQuery"]) and not panels
+    assert matrix["fieldSettings"] == {name: name for name in ("Actual", "Predicted", "nPredictions")}
+    assert {*METRICS, "epoch", "samples", "confusion_matrix_table"} >= {
+        name.split(":")[-1] for c, _ in lines for name in c["metrics"]
+    }
+
+    tables = [block["content"] for block in blocks if block["type"] == "markdown-block"]
+    sweeps, losses = [sweep.load_results(name) for name in ("random", "bayes")], study.load_study("losses")
+    top = max(table.best_val_accuracy.max() for table in sweeps)
+    assert f"| {top:.4f} |" in tables[0].splitlines()[2] and tables[0].count("\n") == 11
+    for table, text in zip(sweeps, tables[1:3]):
+        first = sweep.importance(table, seeds=range(2)).iloc[0]
+        assert text.splitlines()[2] == f"| {first['name']} | {first.importance:.3f} ± {first.deviation:.3f} |"
+    for loss, t in losses.groupby("loss"):
+        (line,) = [line for line in tables[3].splitlines() if loss in line]
+        assert f"| {len(t)} |" in line and f"| {t.test_accuracy.mean():.4f} ± {t.test_accuracy.std():.4f} |" in line
+    assert len(tables[4].splitlines()) == 2 + len(study.load_study("mnist")) / 3
+    assert not project.unknown
+    no_key(project, tmp_path, done)
+
+
+def test_the_report_is_written_again_in_place(project, tmp_path):
+    project.views["old"] = {
+        "id": "old",
+        "name": "n",
+        "displayName": "CS6910 Assignment 1",
+        "description": "",
+        "spec": "{}",
+    }
+    project.views["old"] |= {"user": {"username": "somebody"}, "updatedAt": "", "createdAt": ""}
+    project.views["other"] = project.views["old"] | {"id": "other", "displayName": "another report"}
+    assert written(project, tmp_path).status == 0
+    assert set(project.views) == {"old", "other"} and "Parameter Importance" in project.views["old"]["spec"]
+
+
+@pytest.mark.parametrize(
+    "env, said",
+    [
+        ({"WANDB_API_KEY": ""}, "no W&B key is configured"),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "W&B: "),
+        ({}, "somebody/CS6910_Assignment_1 has no run with a test accuracy; allowed: "),
+    ],
+)
+def test_no_report_without_login_network_or_run(env, said, server, tmp_path):
+    done = written(server, tmp_path, **env)
+    assert (done.status, done.out, len(done.lines)) == (2, "", 1) and said in done.err
+    assert done.err.startswith("wandb_report.py: ") and server.key not in done.err and not server.views
