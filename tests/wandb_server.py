@@ -65,7 +65,7 @@ class Server:
         self.runs, self.sweeps, self.views, self.artifacts, self.files = {}, {}, {}, {}, {}
         self.agents, self.requests, self.unknown, self.faults = {}, [], [], []
         self.should_stop = lambda run: False  # early termination
-        self.cap = math.inf  # runs of a sweep, whatever its run_cap
+        self.cap, self.seed = math.inf, 0  # runs of a sweep, whatever its run_cap; what is drawn for them
         self.lock, self.closing = threading.RLock(), threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": self}))
         self.http.daemon_threads = True
@@ -274,7 +274,7 @@ class Server:
         if len(sweep.runs) >= min(self.cap, sweep.definition.get("run_cap", math.inf)):
             sweep.state = "FINISHED"
             return {"type": "exit"}
-        rng = random.Random(len(sweep.runs))
+        rng = random.Random(self.seed + len(sweep.runs))
         args = {name: {"value": draw(rng, spec)} for name, spec in sweep.definition["parameters"].items()}
         run = self.run(f"{sweep.id}r{len(sweep.runs)}")
         run.sweep, run.state, run.agent, run.args = sweep.id, "pending", agent.id, args
