@@ -663,6 +663,8 @@ def _row_from_wandb(number, run):
     states = {"finished": "complete", "running": "running", "killed": "pruned", "stopped": "pruned"}
     state = "not finite" if "not finite" in str(run.summary.get("stopped")) else states.get(run.state, "failed")
     history = list(run.scan_history(keys=list(METRICS)))
+    if state == "complete" and len(history) < run.config["epochs"]:
+        state = "pruned"  # by early termination, which train.py takes for a regular end
     row = {"number": number, "state": state, "created": np.datetime64(run.created_at.rstrip("Z"))}
     row |= asdict(Config(**{name: value for name, value in run.config.items() if name in FIELDS}))
     row |= {name: run.summary.get(name) for name in [*RESULTS, "machine"]}
