@@ -20,7 +20,7 @@ report: .venv/installed  ## execute assignment1.ipynb on the real data; write as
 wandb-report: .venv/installed  ## write the report on W&B, from the runs of its project, and print its address
 	$(BIN)/python wandb_report.py
 
-test: .venv/installed  ## run the tests (about 6 minutes)
+test: .venv/installed  ## run the tests (about 8 minutes)
 	$(BIN)/python -m pytest
 
 lint: .venv/installed  ## check the style of code and notebook
