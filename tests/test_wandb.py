@@ -375,20 +375,6 @@ def test_the_report_has_the_panels_of_the_reference_and_computed_tables(project,
     no_key(project, tmp_path, done)
 
 
-def test_the_report_is_written_again_in_place(project, tmp_path):
-    project.views["old"] = {
-        "id": "old",
-        "name": "n",
-        "displayName": "CS6910 Assignment 1",
-        "description": "",
-        "spec": "{}",
-    }
-    project.views["old"] |= {"user": {"username": "somebody"}, "updatedAt": "", "createdAt": ""}
-    project.views["other"] = project.views["old"] | {"id": "other", "displayName": "another report"}
-    assert written(project, tmp_path).status == 0
-    assert set(project.views) == {"old", "other"} and "Parameter Importance" in project.views["old"]["spec"]
-
-
 @pytest.mark.parametrize(
     "env, said",
     [
