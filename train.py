@@ -216,7 +216,13 @@ def log_test(run, data, predicted, accuracy, step):
     matrix = wandb.plot.confusion_matrix(y_true=y, preds=y_hat, class_names=names, title="Confusion matrix (test)")
     firsts = zip(*np.unique(data.y_train, return_index=True))
     samples = [wandb.Image(data.x_train[i].reshape(28, 28), caption=names[label]) for label, i in firsts]
-    run.log({"test_accuracy": accuracy, "confusion_matrix": matrix, "samples": samples}, step=step)
+    row = {"test_accuracy": accuracy, "confusion_matrix": matrix, "samples": samples}
+    try:
+        run.log(row, step=step)
+    except Exception:  # the table is to be an artifact too, for which W&B must answer: keep it as a file of the run
+        matrix.table.bind_to_run(run, "confusion_matrix_table", step)
+        run.log(row, step=step)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------- training

@@ -498,7 +498,8 @@ def fake_wandb(monkeypatch, tmp_path):
     fake.finish = call("finish", lambda exit_code: fake.finished.append(exit_code))
     fake.init = call("init", lambda **about: fake.inits.append(about) or fake)
     fake.Image = call("Image", lambda pixels, caption: caption)
-    fake.plot = SimpleNamespace(confusion_matrix=call("plot", lambda **kwargs: "matrix"))
+    matrix = SimpleNamespace(table=SimpleNamespace(bind_to_run=lambda *_: None))
+    fake.plot = SimpleNamespace(confusion_matrix=call("plot", lambda **kwargs: matrix))
     monkeypatch.setattr(train, "quiet_wandb", lambda: fake)
     return fake
 

@@ -6,7 +6,8 @@
         server.runs["abcd1234"].history            # what it was sent
 
 A kind of request is the name of the GraphQL operation (UpsertBucket, Heartbeat, ...), "file_stream" (metrics, summary,
-end of run), "upload" (a file, by PUT) or "telemetry". Sweeps are searched at random, whatever their method.
+end of run), "upload" (a file, by PUT) or "telemetry"; "any" is all but the last. Sweeps are searched at random, whatever
+their method.
 """
 
 import base64
@@ -90,7 +91,7 @@ class Server:
 
     def fault(self, kind, sent):
         for one in self.faults:
-            if one.kind == kind:
+            if one.kind == kind or one.kind == "any" and kind != "telemetry":
                 one.met += 1
                 if one.met > one.after or kind == "file_stream" and sent.get("complete"):
                     one.times -= 1
