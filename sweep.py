@@ -653,7 +653,9 @@ def _run_on_wandb(sweep):
             wandb.agent(sweep_id, **where)
         runs = sorted(wandb.Api().sweep(address).runs, key=lambda run: run.created_at)
         table = pd.DataFrame([_row_from_wandb(*each) for each in enumerate(runs)], columns=COLUMNS)
-    except wandb.Error as error:
+    except InputError:
+        raise
+    except Exception as error:  # W&B's client has several kinds, without a common name
         raise InputError(f"W&B: {error}") from None
     table.attrs = {"definition": sweep.definition, "sweep": address}
     return table

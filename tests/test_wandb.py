@@ -122,7 +122,6 @@ def test_login_then_train_logs_what_is_documented(server, tmp_path):
 FAULTS = {  # what the server does, what the sentence says of it
     "key expired before": ([("UpsertBucket", 401, {})], "401"),
     "key expires in mid-run": ([("any", 401, {"after": 2})], "401"),
-    "stream refused": ([("file_stream", 401, {"after": 1})], "401 Unauthorized"),
     "conflict": ([("file_stream", 409, {"after": 1})], "409 Conflict"),
     "broken": ([("file_stream", 500, {"after": 1})], "HTTP 500"),
     "dropped": ([("any", "drop", {"after": 2})], "verify credentials"),

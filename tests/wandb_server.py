@@ -177,7 +177,7 @@ class Server:
             "createdAt": created, "heartbeatAt": created, "description": None, "notes": None, "systemMetrics": "{}",
             "config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary), "stopped": False,
             "historyLineCount": len(run.lines), "historyKeys": {"lastStep": rows[-1]["_step"] if rows else -1, "keys": {}},
-            "parquetHistory": {"parquetUrls": [], "liveData": rows}, "history": [json.dumps(row) for row in rows],
+            "parquetHistory": {"parquetUrls": [], "liveData": rows},
             "user": {"name": ENTITY, "username": ENTITY}, "sampledHistory": [rows],
         }  # fmt: skip
 
@@ -193,10 +193,6 @@ class Server:
 
     def answer_ServerFeaturesQuery(self, v):
         return {"serverInfo": {"features": []}}
-
-    def answer_RunResumeStatus(self, v):
-        run = self.runs.get(v["name"])
-        return {"model": {"id": "project", "name": v["project"], "entity": {"name": ENTITY}, "bucket": run and None}}
 
     def answer_UpsertBucket(self, v):
         inserted, run = v["name"] not in self.runs, self.run(v["name"])
@@ -222,10 +218,6 @@ class Server:
     def answer_CreateArtifactManifest(self, v):
         file = {"id": "file", "uploadUrl": f"{self.url}/upload/{v['artifactID']}/manifest.json", "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": v["artifactID"], "file": file}}}
-
-    def answer_UpdateArtifactManifest(self, v):
-        file = {"id": "file", "uploadUrl": f"{self.url}/upload/{v['artifactManifestID']}/manifest.json"}
-        return {"updateArtifactManifest": {"artifactManifest": {"id": "m", "file": file | {"uploadHeaders": []}}}}
 
     def answer_CreateArtifactFiles(self, v):
         files = [
@@ -283,9 +275,7 @@ class Server:
         return {"type": "run", "run_id": run.id, "args": args, "program": sweep.definition["program"]}
 
 
-PROJECT_QUERIES = (
-    "Artifact", "GetSweep", "SweepWithRuns", "Run", "HistoryPage", "GetProject", "Project", "SampledHistory",
-)  # fmt: skip
+PROJECT_QUERIES = ("Artifact", "GetSweep", "SweepWithRuns", "Run", "SampledHistory", "Project")
 
 
 class Handler(BaseHTTPRequestHandler):
