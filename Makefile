@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help report test lint bench lock clean
+.PHONY: help report wandb-report test lint bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another with make PYTHON=...")'
@@ -17,7 +17,10 @@ help:  ## list these targets
 report: .venv/installed  ## execute assignment1.ipynb on the real data; write assignment1.pdf and assignment1.html
 	$(BIN)/python report.py
 
-test: .venv/installed  ## run the tests (about 6 minutes)
+wandb-report: .venv/installed  ## write the report on W&B, from the runs of its project, and print its address
+	$(BIN)/python wandb_report.py
+
+test: .venv/installed  ## run the tests (about 8 minutes)
 	$(BIN)/python -m pytest
 
 lint: .venv/installed  ## check the style of code and notebook

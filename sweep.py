@@ -653,7 +653,9 @@ def _run_on_wandb(sweep):
             wandb.agent(sweep_id, **where)
         runs = sorted(wandb.Api().sweep(address).runs, key=lambda run: run.created_at)
         table = pd.DataFrame([_row_from_wandb(*each) for each in enumerate(runs)], columns=COLUMNS)
-    except wandb.Error as error:
+    except InputError:
+        raise
+    except Exception as error:  # W&B's client has several kinds, without a common name
         raise InputError(f"W&B: {error}") from None
     table.attrs = {"definition": sweep.definition, "sweep": address}
     return table
@@ -663,6 +665,8 @@ def _row_from_wandb(number, run):
     states = {"finished": "complete", "running": "running", "killed": "pruned", "stopped": "pruned"}
     state = "not finite" if "not finite" in str(run.summary.get("stopped")) else states.get(run.state, "failed")
     history = list(run.scan_history(keys=list(METRICS)))
+    if state == "complete" and len(history) < run.config["epochs"]:
+        state = "pruned"  # by early termination, which train.py takes for a regular end
     row = {"number": number, "state": state, "created": np.datetime64(run.created_at.rstrip("Z"))}
     row |= asdict(Config(**{name: value for name, value in run.config.items() if name in FIELDS}))
     row |= {name: run.summary.get(name) for name in [*RESULTS, "machine"]}

@@ -923,6 +923,11 @@ def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
     local = train_here(write(definition(run_cap=3)))
     same = [*sweep.FIELDS, *train.METRICS, "best_val_accuracy", *sweep.HISTORIES]
     pd.testing.assert_frame_equal(table[same], local[same])
+    server.runs[-1].config["epochs"] += 1  # finished, and yet short of an epoch
+    assert sweep._row_from_wandb(0, server.runs[-1])["state"] == "pruned"
+    monkeypatch.setattr(server, "sweep", lambda address: {}["no answer"])
+    assert sweep.main([str(path), "--engine", "wandb", "--count", "1", "--folder", "."]) == 2
+    assert "sweep.py: W&B: 'no answer'" in capsys.readouterr().err.splitlines()
 
 
 def test_wandb_without_a_key_ends_in_a_sentence(write):

@@ -480,9 +480,11 @@ def test_a_terminal_gets_a_bar():
 
 
 @pytest.fixture
-def fake_wandb(monkeypatch):
+def fake_wandb(monkeypatch, tmp_path):
     """A stand-in for W&B that keeps what it is given; a name in `broken` raises when called."""
-    fake = SimpleNamespace(inits=[], rows=[], finished=[], broken=set(), url=None, summary={})
+    fake = SimpleNamespace(inits=[], rows=[], finished=[], broken=set(), url=None, summary={}, offline=False)
+    fake.settings = SimpleNamespace(sync_dir="wandb/run-1 of mine", log_internal=tmp_path / "debug-internal.log")
+    fake.settings.log_internal.write_text('{"level": "INFO", "msg": "all is well"}\n')
 
     def call(name, keep):
         def called(*args, **kwargs):
@@ -496,7 +498,8 @@ def fake_wandb(monkeypatch):
     fake.finish = call("finish", lambda exit_code: fake.finished.append(exit_code))
     fake.init = call("init", lambda **about: fake.inits.append(about) or fake)
     fake.Image = call("Image", lambda pixels, caption: caption)
-    fake.plot = SimpleNamespace(confusion_matrix=call("plot", lambda **kwargs: "matrix"))
+    matrix = SimpleNamespace(table=SimpleNamespace(bind_to_run=lambda *_: None))
+    fake.plot = SimpleNamespace(confusion_matrix=call("plot", lambda **kwargs: matrix))
     monkeypatch.setattr(train, "quiet_wandb", lambda: fake)
     return fake
 
@@ -508,9 +511,31 @@ def test_wandb_trouble_does_not_stop_a_training(run, fake_wandb, broken):
     status, result, err = run(*SMALL, mode="online")
     assert status == 0 and same(result, expected)
     said = [line for line in err if "W&B" in line]
-    assert len(said) == (2 if broken == {"init"} else 1) and "is broken" in said[0] and len(err) == 2 + len(said)
+    assert len(said) == 1 and "is broken" in said[0] and len(err) == 3
+    kept = "wandb sync --include-online 'wandb/run-1 of mine'"  # for a shell
+    assert said[0].endswith(kept) != (broken == {"init"})
     if broken == {"online"}:
         assert [about["mode"] for about in fake_wandb.inits] == ["offline"] and fake_wandb.finished == [0]
+
+
+@pytest.mark.parametrize("level, lost", [("ERROR", True), ("ERROR+4", True), ("WARN", False)])
+def test_what_wandb_tells_its_log_alone_is_said_without_addresses(run, fake_wandb, level, lost):
+    signed = {"level": level, "msg": "PUT https://bucket.example/a.png?signature=s3cret gave up", "error": "403"}
+    lines = [{"level": "ERROR", "msg": "api: HTTP error"}, signed]
+    fake_wandb.settings.log_internal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, _, err = run(*SMALL, mode="online")
+    assert status == 0 and [("PUT W&B gave up 403" in line) for line in err[2:]] == [True] * lost
+    assert "s3cret" not in str(err)
+    fake_wandb.offline = True
+    assert len(run(*SMALL, mode="offline")[2]) == 2  # such a run is not meant to be uploaded now
+
+
+def test_a_stop_of_wandb_ends_the_training_after_its_epoch(run, fake_wandb):
+    keep = fake_wandb.log
+    fake_wandb.log = lambda row, step: keep(row, step) or fake_wandb.inits[0]["settings"]["stop_fn"]()
+    status, result, _ = run(*SMALL, "--epochs", 9, mode="online")
+    assert status == 0 and result["stopped"] == "stopped by W&B" and fake_wandb.finished == [0]
+    assert [step for step, _ in fake_wandb.rows] == [1, 1] and result["test_accuracy"] is not None
 
 
 def test_an_exception_of_on_epoch_finishes_the_run(fake_wandb):

@@ -1,0 +1,172 @@
+"""The report on W&B, built from code: panels of a project's runs, beside tables of the stored sweeps and studies.
+
+python wandb_report.py                                             prints the report's address as its last line
+python wandb_report.py --wandb_project NAME --wandb_entity NAME    of another project than train.py logs to
+
+The runs are those of train.py and sweep.py, logged online or uploaded by `wandb sync`. Images and confusion matrix are
+of the run with a test accuracy whose validation accuracy is best. Called again, it writes the same report anew.
+Exit status: 0 written, 2 not: no login, no network, no such run, no permission.
+"""
+
+import sys
+from dataclasses import asdict
+
+import pandas as pd
+import wandb_workspaces.reports.v2 as wr
+
+from helpers import Config, InputError
+from study import load_study
+from sweep import config_of, importance, load_results
+from train import online_mode, parse, quiet_wandb, read_options
+
+TITLE = "CS6910 Assignment 1"
+TESTED = {"config.dataset": Config.dataset, "summary_metrics.test_accuracy": {"$exists": True}}
+
+
+def spread(values):
+    """Mean and standard deviation, in words."""
+    return f"{values.mean():.4f} ± {values.std():.4f}"
+
+
+def in_words(config):
+    """What distinguishes a configuration."""
+    shape = f"{config.num_layers} × {config.hidden_size} {config.activation}, {config.weight_init}, {config.optimizer}"
+    rates = f"rate {config.learning_rate:.3g}, decay {config.weight_decay:.2g}, batch {config.batch_size}"
+    return f"{shape}, {rates}, {config.epochs} epochs"
+
+
+def markdown(table):
+    """A block with a table: a list of dictionaries, one for each row, whose keys are the columns."""
+    lines = [list(table[0]), ["---"] * len(table[0]), *(row.values() for row in table)]
+    return wr.MarkdownBlock("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+
+
+def by_config(study, name, key):
+    """A block with the trainings of a study: those that differ in nothing but their seed are one row."""
+    groups = study.groupby([str(asdict(config_of(row)) | {"seed": 0}) for _, row in study.iterrows()], sort=False)
+    rows = [
+        {name: key(config_of(t.iloc[0])), "seeds": len(t), "validation accuracy": spread(t.val_accuracy)}
+        | {"test accuracy": spread(t.test_accuracy), "seconds of a training": f"{t.seconds.mean():.0f}"}
+        for _, t in groups
+    ]
+    return [markdown(rows), wr.P(f"Mean ± standard deviation over seeds. {'; '.join(study.machine.unique())}.")]
+
+
+def runset(name, where, **config):
+    """The runs with this configuration."""
+    return wr.Runset(**where, name=name, filters=" and ".join(f"Config('{k}') == {v!r}" for k, v in config.items()))
+
+
+def charts(*names, **options):
+    """A panel for each metric: its course over the epochs."""
+    return [wr.LinePlot(title=name, x="epoch", y=[name], title_x="epoch", **options) for name in names]
+
+
+def worth(sweep):
+    """Blocks with the importance of the parameters of a stored sweep."""
+    shares = importance(sweep).dropna(subset="importance")
+    rows = [
+        {"parameter": row["name"], "share of the variance": f"{row.importance:.3f} ± {row.deviation:.3f}"}
+        for _, row in shares.iterrows()
+    ]
+    text = f"Sweep {sweep.attrs['definition']['name']}: fANOVA on {len(sweep)} runs, mean ± deviation of its forests."
+    return [wr.P(text), markdown(rows)]
+
+
+def blocks(where, best):
+    """The report's blocks. where: entity and project of the runs; best: the id of the run to show."""
+    sweeps = [load_results(name) for name in ("random", "bayes")]
+    runs, losses, digits = pd.concat(sweeps), load_study("losses"), load_study("mnist")
+    selected, chosen = config_of(losses.iloc[0]), losses[losses.loss == losses.loss.iloc[0]]
+    top = [
+        {"configuration": in_words(config_of(row)), "best validation accuracy": f"{row.best_val_accuracy:.4f}"}
+        | {"seed": row.seed, "seconds": f"{row.seconds:.0f}"}
+        for _, row in runs.nlargest(10, "best_val_accuracy").iterrows()
+    ]
+    every = [runset("Fashion-MNIST", where, dataset=Config.dataset)]
+    one = [wr.Runset(**where, name="Best run", filters=f"Metric('ID') == '{best}'")]
+    alike = {name: value for name, value in asdict(selected).items() if name not in ("loss", "learning_rate", "seed")}
+    either = [runset("Selected configuration, each loss", where, **alike)]
+    spaces = [sweep.attrs["definition"]["parameters"] for sweep in sweeps]
+    searched = [name for name in spaces[0] if any("value" not in space[name] for space in spaces)]
+    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(name), log=name == "learning_rate") for name in searched]
+    axes.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("val_accuracy")))
+    wide = {"layout": wr.Layout(w=24, h=12)}
+    created = {"x": wr.Metric("CreatedTimestamp"), "y": wr.SummaryMetric("val_accuracy"), "running_ymax": True, **wide}
+    matrix = wr.CustomChart(
+        query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
+        chart_name="wandb/confusion_matrix/v1",  # as wandb.plot.confusion_matrix has it
+        chart_fields={name: name for name in ("Actual", "Predicted", "nPredictions")},
+        chart_strings={"title": "Confusion matrix (test)"},
+        **wide,
+    )
+    return [
+        wr.P(
+            "A network, its backpropagation and its optimisers in NumPy. Best validation accuracy of "
+            f"{len(runs)} configurations: {runs.best_val_accuracy.max():.4f}. Test accuracy of the one selected: "
+            f"{spread(chosen.test_accuracy)} over {len(chosen)} seeds ({in_words(selected)}). The panels show the "
+            "runs of this project; the tables are computed from the stored sweeps and studies."
+        ),
+        wr.TableOfContents(),
+        wr.H2("Question 1: one image of each class"),
+        wr.PanelGrid(one, panels=[wr.MediaBrowser(media_keys=["samples"], num_columns=10, **wide)]),
+        wr.H2("Question 4: the sweeps"),
+        wr.PanelGrid(every, panels=charts("train_accuracy", "val_accuracy", "train_loss")),
+        markdown(top),
+        wr.P(f"The best {len(top)} of {len(runs)}. {'; '.join(runs.machine.dropna().unique())}."),
+        wr.H2("Question 5: validation accuracy against time of creation"),
+        wr.PanelGrid(every, panels=[wr.ScatterPlot(title="val_accuracy v. created", **created)]),
+        wr.H2("Question 6: what the accuracy depends on"),
+        wr.PanelGrid(every, panels=[wr.ParallelCoordinatesPlot(columns=axes, **wide)]),
+        wr.PanelGrid(every, panels=[wr.ParameterImportancePlot(with_respect_to="val_accuracy", **wide)]),
+        *[block for sweep in sweeps for block in worth(sweep)],
+        wr.H2("Question 7: confusion matrix of the best run"),
+        wr.PanelGrid(one, panels=[matrix]),
+        wr.H2("Question 8: cross-entropy against squared error"),
+        wr.P("Runs of the selected configuration; `python train.py --loss mean_squared_error` adds one."),
+        wr.PanelGrid(either, panels=charts("train_accuracy", "val_accuracy", groupby=wr.Config("loss"))),
+        *by_config(losses, "loss", lambda config: f"{config.loss}, rate {config.learning_rate:.3g}"),
+        wr.H2("Question 10: MNIST"),
+        *by_config(digits, "configuration", in_words),
+    ]
+
+
+def write(entity, project):
+    """Write the report, in place of one of the same title; return its address. Raises InputError without a run."""
+    api = quiet_wandb().Api()
+    entity = entity or api.default_entity
+    tested = api.runs(f"{entity}/{project}", filters=TESTED, order="-summary_metrics.val_accuracy", per_page=1)
+    if not len(tested):
+        raise InputError(f"{entity}/{project} has no run with a test accuracy; allowed: after train.py has logged one")
+    content = blocks({"entity": entity, "project": project}, tested[0].id)
+    report = wr.Report(project=project, entity=entity, title=TITLE, blocks=content, width="fluid")
+    report.id = next((old.id for old in api.reports(f"{entity}/{project}") if old.display_name == TITLE), "")
+    return report.save().url
+
+
+def main(argv=None):
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        given = parse(argv)
+        if strange := given.keys() - {"wandb_project", "wandb_entity"}:
+            raise InputError(f"--{min(strange)} is not for a report; allowed: --wandb_project, --wandb_entity")
+        options = read_options(given | {"wandb_mode": "online"})
+        online_mode()
+        try:
+            print(write(options["entity"], options["project"]))
+        except InputError:
+            raise
+        except Exception as error:  # whatever W&B's client makes of no network, no project, no permission
+            raise InputError(f"W&B: {error}") from None
+        return 0
+    except (InputError, OSError) as error:
+        print(f"wandb_report.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
