@@ -49,7 +49,7 @@ FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
 class Recipe:
     """One training: its network and every measure that is taken. Measures not named are not taken."""
 
-    network: str = "dense"  # or "convolutional"
+    network: str = "dense"  # of NETWORKS
     widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
     weight_init: str = "random"  # of dense layers; convolutions have He's
     batch_norm: bool = False  # of dense layers; convolutions always have it
@@ -69,27 +69,39 @@ class Recipe:
     seed: int = 0
 
 
+def dense(recipe):
+    """Layers of the recipe's widths: matrix, batch norm if taken, ReLU, dropout if taken; the shape of their input."""
+    layers, widths = [], (784, *recipe.widths)
+    for n_in, n_out in zip(widths, widths[1:]):
+        layers += [Dense(n_in, n_out, recipe.weight_init)]
+        layers += [BatchNorm(n_out)] * recipe.batch_norm + [ReLU()]
+        layers += [Dropout(recipe.dropout)] * (recipe.dropout > 0)
+    return layers, (784,)
+
+
+def convolutional(recipe):
+    """A convolution to widths[0] channels; for each further width a convolution, the maximum of 2 x 2, and a residual
+    block; the maximum of 3 x 3, which is all that four widths leave; the shape of their input."""
+    widths = recipe.widths
+    layers = [Convolution(1, widths[0], pad=0), BatchNorm(widths[0]), ReLU()]
+    for n_in, n_out in zip(widths, widths[1:]):
+        layers += [Convolution(n_in, n_out), MaxPool(2), BatchNorm(n_out), ReLU()]
+        layers += [Residual(Convolution(n_out, n_out), BatchNorm(n_out), ReLU())]
+    return [*layers, MaxPool(3)], (28, 28, 1)
+
+
+NETWORKS = {"dense": dense, "convolutional": convolutional}
+
+
 def build(recipe, dtype=np.float32):
     """The Stack of a recipe, its weights drawn from its seed."""
-    w, layers = recipe.widths, []
-    if recipe.network == "convolutional":
-        layers, shape = [Convolution(1, w[0], pad=0), BatchNorm(w[0]), ReLU()], (28, 28, 1)
-        for n_in, n_out in zip(w, w[1:]):
-            layers += [Convolution(n_in, n_out), MaxPool(2), BatchNorm(n_out), ReLU()]
-            layers += [Residual(Convolution(n_out, n_out), BatchNorm(n_out), ReLU())]
-        layers += [MaxPool(3)]
-    else:
-        w, shape = (784, *w), (784,)
-        for n_in, n_out in zip(w, w[1:]):
-            layers += [Dense(n_in, n_out, recipe.weight_init)]
-            layers += [BatchNorm(n_out)] * recipe.batch_norm + [ReLU()]
-            layers += [Dropout(recipe.dropout)] * (recipe.dropout > 0)
-    layers += [Dense(w[-1], 10, recipe.weight_init)]
+    layers, shape = NETWORKS[recipe.network](recipe)
+    layers.append(Dense((shape[0], *recipe.widths)[-1], 10, recipe.weight_init))
     return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
 
 
 def augment(x, recipe, rng):
-    """Images x (n, 784) uint8, each mirrored, shifted and disturbed by chance; float32 in [0, 1] if there is noise."""
+    """Images x (n, 784) uint8, each mirrored (in place), shifted, disturbed by chance; with noise float32 in [0, 1]."""
     n, x = len(x), x.reshape(-1, 28, 28)
     if recipe.flip:
         mirrored = rng.random(n) < 0.5
@@ -215,9 +227,9 @@ def load_network(path):
     saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
     try:
         recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
-    except (ValueError, TypeError, AttributeError) as error:
+        network = build(recipe)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(f"{path} is not a network of towards95.py: {error}") from None
-    network = build(recipe)
     fill(path, "theta", network.theta, saved["theta"].astype(np.float32))
     normed = [layer for layer in network.every if hasattr(layer, "statistics")]
     cuts = np.cumsum([layer.statistics.size for layer in normed])
@@ -321,7 +333,7 @@ def rerun(number, path=FOLDER / "ablation.csv"):
 # ------------------------------------------------------------------------------------------------------- final networks
 
 FINAL = {
-    "dense": replace(WHOLE, widths=(1024, 1024, 1024), epochs=30, batch_size=256),
+    "dense": replace(WHOLE, widths=(1024,) * 3, dropout=0.0, noise=0.0, average=0.999, epochs=40, batch_size=256),
     "convolutional": Recipe(
         network="convolutional",
         widths=(16, 64, 128, 256),

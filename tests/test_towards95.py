@@ -203,7 +203,7 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
     for change, words in [
         ({"theta": good["theta"][:-1]}, "theta is"), ({"theta": good["theta"] * np.nan}, "theta is"),
         ({"statistics": good["statistics"][1:]}, "statistics is"), ({"recipe": np.array("{")}, "is not a network"),
-        ({"recipe": np.array('{"colour": 1}')}, "is not a network"),
+        ({"recipe": np.array('{"colour": 1}')}, "is not a network"), ({"recipe": np.array('{"network": "x"}')}, "not a network"),
     ]:  # fmt: skip
         np.savez(path, **{**good, **change})
         with pytest.raises(InputError, match=words):
@@ -272,3 +272,14 @@ def test_the_stored_networks_give_what_their_table_says():
         if row.seed == 0:
             assert stored.stat().st_size < 10e6
             np.testing.assert_allclose(towards95.load_network(stored).predict(data.x_test[:300]), p[0, :300], atol=2e-3)
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_table():
+    table, readme = towards95.read(FOLDER / "final.csv"), (FOLDER.parents[1] / "README.md").read_text()
+    for name, t in table.groupby("name"):
+        several = f", mean of {len(t)} seeds" if len(t) > 1 else ""
+        words = [
+            f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if several else "")
+            for v in (t.test_accuracy, t.test_accuracy_flips)
+        ]
+        assert f"| {name}{several} | {words[0]} | {words[1]} | {t.parameters.iloc[0]:,} |" in readme, name
