@@ -106,7 +106,9 @@ def test_three_steps_are_the_equations_written_out(small):
     assert np.linalg.norm(network.theta - mean) < 1e-3 * far  # the running mean is what is evaluated, and returned
 
 
-@pytest.mark.parametrize("base, measure", [one for one in ABLATION if one[1] != "nothing"], ids="-".join)
+@pytest.mark.parametrize(
+    "base, measure", [one for one in ABLATION if one[0] != "wide" and one[1] != "nothing"], ids="-".join
+)
 def test_every_measure_of_the_ablation_changes_the_training(base, measure, small):
     short = {"epochs": 1, "batch_size": 100}
     with_it = train(replace(ABLATION[base, measure], **short), small)[0].theta
@@ -244,9 +246,8 @@ def test_its_help_is_its_docstring():
 
 def test_the_stored_ablation_is_whole_and_a_row_drawn_at_random_begins_again_as_stored():
     table = pd.read_csv(FOLDER / "ablation.csv")
-    assert set(table[["base", "measure", "seed"]].itertuples(index=False, name=None)) == {
-        (*one, s) for one in ABLATION for s in range(3)
-    }
+    expected = {(*one, seed) for one in ABLATION for seed in towards95.SEEDS[one[0]]}
+    assert set(table[["base", "measure", "seed"]].itertuples(index=False, name=None)) == expected
     row = table.iloc[np.random.default_rng().integers(len(table))]
     recipe, history = replace(ABLATION[row.base, row.measure], seed=int(row.seed)), json.loads(row.val_accuracy_history)
     assert len(history) == recipe.epochs == row.epochs and history[-1] == row.val_accuracy
