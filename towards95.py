@@ -267,12 +267,13 @@ ABLATION = {("plain", "nothing"): PLAIN, ("whole", "nothing"): WHOLE}
 ABLATION |= {("plain", name): replace(PLAIN, **change) for name, change in MEASURES.items()}  # one more
 ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) for n, c in MEASURES.items()}  # one less
 ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
-DENSE = replace(WHOLE, widths=(1024,) * 3, dropout=0.0, noise=0.0, average=0.999, epochs=40, batch_size=256)
+DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
 WIDE = {  # from which DENSE was chosen, by validation accuracy
     "shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30),
-    "no shifts, dropout 0.2, 30 epochs": replace(DENSE, shift=0, dropout=0.2, epochs=30),
-    "no shifts, dropout 0.4, 40 epochs": replace(DENSE, shift=0, dropout=0.4),
-    "shifts, no dropout, 40 epochs": DENSE,
+    "no shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30, shift=0),
+    "no shifts, dropout 0.4, 40 epochs": replace(DENSE, dropout=0.4, epochs=40, shift=0),
+    "shifts, no dropout, 40 epochs": replace(DENSE, dropout=0.0, epochs=40),
+    "shifts, dropout 0.1, 60 epochs": DENSE,
 }
 ABLATION |= {("wide", name): recipe for name, recipe in WIDE.items()}
 ABLATION["plain", "twice the width"] = replace(PLAIN, widths=tuple(2 * width for width in PLAIN.widths))
