@@ -157,7 +157,7 @@ def loss_gradients(p, force):
 def ablation(gains, titles):
     """What measures are worth. gains: {measure: per panel the gains of all seeds in percentage points, or None}."""
     figure, axes = plt.subplots(
-        1, len(titles), figsize=(WIDTH, 0.27 * len(gains) + 1.1), layout="constrained", sharey=True
+        1, len(titles), figsize=(WIDTH, 0.27 * len(gains) + 1.1), layout="constrained", sharex=True, sharey=True
     )
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for y, values in enumerate(gains.values()):
@@ -181,14 +181,13 @@ def ladder(steps):
         j = groups.index(group)
         style = {"color": COLORS[[0, 3, 7][j]], "marker": MARKERS[j], "markersize": 5, "label": group}
         ax.errorbar(mean, y, xerr=deviation, linestyle="", capsize=2, **style)
-        ax.annotate(
-            f"{mean:.2%}".replace("%", " %"), (mean, y), (9, 0), textcoords="offset points", va="center", fontsize=7.5
-        )
+        text = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 7.5, "path_effects": HALO}
+        ax.annotate(f"{mean:.2%}".replace("%", " %"), (mean - (deviation or 0), y), (-7, 0), **text)
     ax.axvline(0.95, color="k", linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(steps)), steps)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}".replace("%", " %"))
-    ax.set(xlabel="test accuracy", xlim=(None, 0.96))
+    ax.set(xlabel="test accuracy", xlim=(None, 0.975))
     found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
     return figure
