@@ -788,6 +788,7 @@ def load_checkpoint(path, training, theta, kept_theta, step):
 
 
 def load_npz(path, what, keys):
+    """The arrays in an .npz file, by name. Raises InputError where it is missing, damaged, or lacks one of the keys."""
     try:
         with np.load(path, allow_pickle=False) as file:
             saved = dict(file)
@@ -801,6 +802,7 @@ def load_npz(path, what, keys):
 
 
 def fill(path, name, array, saved):
+    """array <- saved, which a file had. Raises InputError where shape or dtype differ, or a number is not finite."""
     if saved.shape != array.shape or saved.dtype != array.dtype or not np.isfinite(saved).all():
         raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: finite {array.dtype} {array.shape}")
     array[:] = saved
