@@ -743,7 +743,7 @@ def test_nothing_is_lost_or_counted_twice_over_random_kills(write):
 
 def test_ctrl_c_ends_it_cleanly_within_two_seconds_and_the_same_command_goes_on(write, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    argv = write(definition(run_cap=40, parameters=SLOW)), "--workers", "2"
+    argv = write(definition(run_cap=400, parameters=SLOW)), "--workers", "2"
     with started(*argv) as running:
         team = until(lambda: len(finished()) > 1 and workers(running))
         began = time.monotonic()
