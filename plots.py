@@ -187,7 +187,7 @@ def ladder(steps):
     ax.set_yticks(range(len(steps)), steps)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}".replace("%", " %"))
-    ax.set(xlabel="test accuracy", xlim=(None, 0.975))
+    ax.set(xlabel="test accuracy", xlim=(min(mean for mean, *_ in steps.values()) - 0.015, 0.975))
     found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
     return figure
