@@ -48,6 +48,7 @@ from sweep import (
     ROOT,
     Ledger,
     Parser,
+    agree,
     errors_as_sentences,
     importance,
     machine,
@@ -182,7 +183,7 @@ def load_grid(path=TABLE):
 def rerun(number, path=TABLE, load=load_dataset):
     """Train a row of the table again, and compare val_accuracy and train_loss of all its epochs and its test_accuracy.
 
-    `agrees`: all of them to the last bit where `machine` is the one of the row, else the last val_accuracy within 0.01.
+    `agrees`: all of them to the last bit where `machine` is the one of the row, else as sweep.agree says.
     """
     table = load_grid(path)
     if number not in set(table.number):
@@ -194,8 +195,8 @@ def rerun(number, path=TABLE, load=load_dataset):
     then, same = _outcome(row), row["machine"] == machine()
     names = ["stopped", *TESTS, *(f"{metric}_history" for metric in CURVES)]
     bits = all(then[name] == now[name] for name in names)
-    close = None in (both := (then["val_accuracy"], now["val_accuracy"])) or abs(both[0] - both[1]) < 0.01
-    last = {"then": both[0], "now": both[1]}
+    last = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
+    close = agree(then["val_accuracy_history"], now["val_accuracy_history"], same)
     return {"number": number, **last, "same_machine": same, "agrees": bits if same else close}
 
 

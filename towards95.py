@@ -40,7 +40,7 @@ from helpers import (
     write_atomically,
 )
 from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
-from sweep import machine
+from sweep import agree, machine
 
 FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
 
@@ -326,7 +326,7 @@ def _write(path, rows, key):
 
 
 def rerun(number, path=FOLDER / "ablation.csv"):
-    """Train a row of the ablation again. `agrees`: to the last bit on the same machine, else within 0.01."""
+    """Train a row of the ablation again. `agrees`: as sweep.agree says."""
     table = read(path)
     if number not in table.index:
         raise InputError(f"N is {number}; allowed: 0 to {len(table) - 1}")
@@ -334,8 +334,7 @@ def rerun(number, path=FOLDER / "ablation.csv"):
     base, measure, seed = (then[name] for name in COLUMNS[:3])
     now = _row(base, measure, seed, replace(ABLATION[base, measure], seed=seed), load_dataset)
     same = then["machine"] == machine()
-    agrees = now["val_accuracy_history"] == then["val_accuracy_history"]
-    agrees = agrees if same else abs(now["val_accuracy"] - then["val_accuracy"]) < 0.01
+    agrees = agree(*(json.loads(one["val_accuracy_history"]) for one in (then, now)), same)
     both = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
     return {**{name: then[name] for name in COLUMNS[:3]}, **both, "same_machine": same, "agrees": agrees}
 

@@ -37,7 +37,7 @@ from helpers import Config, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted(path.stem for path in sweep.FOLDER.glob("*.csv"))
-IMPORTS = ["import platform", "from pathlib import Path", "import numpy as np", "import helpers, sweep"]
+IMPORTS = ["import platform, time", "from pathlib import Path", "import numpy as np", "import helpers, sweep"]
 KILLS = int(os.environ.get("KILLS", 4))  # KILLS=20 pytest tests/test_sweep.py -k kills
 
 
@@ -62,8 +62,11 @@ def broken(name):
 
 
 def here(name):
-    """A loader of a machine that gives others up soon."""
+    """A loader of one of two machines, which begins when the other does, and gives it up soon."""
     sweep.BEAT, sweep.GRACE = 0.2, 4
+    Path(f"{platform.node()}.begun").touch()
+    while len([*Path().glob("*.begun")]) < 2:
+        time.sleep(0.1)
     return tiny(name)
 
 
@@ -148,7 +151,7 @@ def started(*argv, load="tiny"):
         with_workers = [running, *workers(running)]
         for one in with_workers:
             one.kill()
-        running.communicate()
+        print(*running.communicate())  # pytest shows it where the test fails
 
 
 def workers(running):
@@ -671,14 +674,39 @@ def test_a_table_that_was_made_up_is_found_out(write, capsys):
     sweep._export(table, Path(), "small")
     argv = ["rerun", "small", "1", "--folder", "."]
     assert sweep.main(argv, load=tiny) == 0
-    sweep._export(table.assign(val_accuracy=table.val_accuracy + 1e-9), Path(), "small")
-    assert sweep.main(argv, load=tiny) == 1
-    sweep._export(table.assign(val_accuracy=table.val_accuracy + 1e-9, machine="another"), Path(), "small")
-    assert sweep.main(argv, load=tiny) == 0
-    sweep._export(table.assign(val_accuracy=table.val_accuracy + 0.02, machine="another"), Path(), "small")
-    assert sweep.main(argv, load=tiny) == 1
+
+    def moved(by, **others):
+        """The exit status for a table whose val_accuracy, of the last epoch, is not what was trained."""
+        histories = [[*one[:-1], one[-1] + by] for one in table.val_accuracy_history]
+        changed = {"val_accuracy": table.val_accuracy + by, "val_accuracy_history": histories} | others
+        sweep._export(table.assign(**changed), Path(), "small")
+        return sweep.main(argv, load=tiny)
+
+    assert moved(0, val_accuracy=table.val_accuracy + 1e-9) == moved(1e-9) == 1
+    assert moved(1e-9, machine="another") == 0 and moved(0.3, machine="another") == 1
     assert sweep.main(["rerun", "small", "2", "--folder", "."], load=tiny) == 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "then, now, same_machine, agrees",
+    [
+        ([0.5, 0.8, 0.8], [0.5, 0.8, 0.8], True, True),
+        ([0.5, 0.8, 0.8], [0.5, 0.8, 0.8 + 1e-16], True, False),
+        ([0.5, 0.8, 0.8], [0.8, 0.8], True, False),
+        ([0.5, 0.8, 0.8], [0.4, 0.7, 0.809], False, True),
+        ([0.5, 0.8, 0.8], [0.5, 0.8, 0.811], False, False),
+        ([0.1, 0.8, 0.80, 0.83], [0.1, 0.8, 0.8, 0.801], False, True),  # it moves by 0.03 itself
+        ([0.1, 0.8, 0.80, 0.83], [0.1, 0.8, 0.8, 0.79], False, False),
+        ([0.1, 0.8, 0.80, 0.80], [0.1, 0.8, 0.8, 0.82], False, False),  # what it moved at first does not count
+        ([0.5], [0.5], True, True),
+        ([0.5], [0.52], False, False),
+        ([], [], True, True),
+        ([], [0.5], False, False),
+    ],
+)
+def test_agree(then, now, same_machine, agrees):
+    assert sweep.agree(then, now, same_machine) is agrees
 
 
 def test_the_same_file_and_seed_give_the_same_trials_whatever_is_killed(write, tmp_path):
@@ -854,7 +882,7 @@ def postgres():
 
 
 def test_two_machines_share_a_sweep_on_postgresql_and_one_dies(postgres, write):
-    path = write(definition(run_cap=8, parameters=SLOW | {"epochs": {"value": 16}}))  # both begin before it is over
+    path = write(definition(run_cap=8, parameters=SLOW | {"epochs": {"value": 16}}))
     argv = path, "--storage", postgres, "--workers", "1"
 
     def at_work(node):
