@@ -14,7 +14,6 @@ after epochs 5 and 10, so that the table can say what a selection on validation 
 them. Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
 
-import json
 import math
 import os
 import sys
@@ -49,6 +48,7 @@ from sweep import (
     Ledger,
     Parser,
     agree,
+    answer,
     errors_as_sentences,
     importance,
     machine,
@@ -566,41 +566,27 @@ def real(seeded, metric="val_accuracy"):
 
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
     parser.add_argument("--storage", default=STORAGE)
     parser.add_argument("--folder", type=Path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
     parser.add_argument("number", nargs="?", type=int)
-    try:
+
+    def work(argv):
         given = parser.parse_args(argv)
         path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
-        if given.what == "rerun":
-            outcome = rerun(given.number, path)
-        elif given.what == "seeds":
-            outcome = {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
-        elif given.what == "replay":
-            outcome = {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
-        else:
-            table = run(given.workers, given.storage, path) if given.what == "run" else export(given.storage, path)
-            outcome = {
-                "table": str(path),
-                "rows": len(table),
-                "of": SPACE.count,
-                **table.state.value_counts().to_dict(),
-            }
-        print(json.dumps(outcome))
-        return 0 if outcome.get("agrees", True) else 1
-    except KeyboardInterrupt:
-        print("grid.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (InputError, OSError) as error:
-        print(f"grid.py: {error}", file=sys.stderr)
-        return 2
+        match given.what:
+            case "rerun":
+                return rerun(given.number, path)
+            case "seeds":
+                return {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
+            case "replay":
+                return {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
+        table = run(given.workers, given.storage, path) if given.what == "run" else export(given.storage, path)
+        return {"table": str(path), "rows": len(table), "of": SPACE.count} | table.state.value_counts().to_dict()
+
+    return answer("grid.py", __doc__, argv, work)
 
 
 if __name__ == "__main__":

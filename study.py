@@ -1,9 +1,10 @@
 """Studies: lists of trainings whose table is stored, so that the report reads in seconds what took minutes to train.
 
 python study.py NAME ROW    trains a row of data/studies/NAME.csv again, and compares
+
+Exit status: 0 reproduced, 1 not, 2 something given cannot be used, 130 interrupted.
 """
 
-import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all
-from sweep import HISTORIES, config_of, machine, read_table, write_table
+from sweep import HISTORIES, answer, config_of, machine, read_table, write_table
 from train import METRICS
 
 FOLDER = DATA_DIR / "studies"
@@ -77,16 +78,13 @@ def _row(config, training, test):
 
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work(argv):
         if len(argv) != 2 or not argv[1].isdigit():
             raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME ROW")
-        outcome = rerun(argv[0], int(argv[1]))
-        print(json.dumps(outcome))
-        return 0 if outcome["agrees"] else 1
-    except (InputError, OSError) as error:
-        print(f"study.py: {error}", file=sys.stderr)
-        return 2
+        return rerun(argv[0], int(argv[1]))
+
+    return answer("study.py", __doc__, argv, work)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ BEAT, GRACE = 15, 60  # seconds: an owner on another machine, not seen for GRACE
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def say(sentence):
+def say(sentence, program="sweep.py"):
     """One line on standard error, above the progress bar if there is one."""
-    tqdm.write(f"sweep.py: {' '.join(str(sentence).split())}", file=sys.stderr)
+    tqdm.write(f"{program}: {' '.join(str(sentence).split())}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------------------------------------- sweep file
@@ -700,37 +700,46 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def main(argv=None, load=load_dataset):
-    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+def answer(program, help, argv, work):
+    """A command line: print what `work(argv)` returns as a line of JSON, or `help`; return the exit status.
+
+    0 done, 1 not reproduced (`agrees` is false), 2 something given cannot be used: one sentence, 130 interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(help)
         return 0
-    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    again, whole = argv[:1] == ["rerun"], ["trial", "--count", "--workers", "--seed"]
-    for flag in ["name", "trial"] if again else ["file", "--storage", "--engine", *whole[1:]]:
-        parser.add_argument(flag, type=int if flag in whole else str)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    if not again:
-        parser.add_argument("--quick", action="store_true")
     try:
-        given = vars(parser.parse_args(argv[1:] if again else argv))
-        if again:
-            outcome = rerun(**given, load=load)
-        else:
-            table = run(**given, load=load)
-            path = given["folder"] / f"{table.attrs['definition']['name']}.csv"
-            states = table.state.value_counts().to_dict()
-            best = None if table.val_accuracy.isna().all() else table.val_accuracy.max()
-            outcome = {"table": str(path), "best_val_accuracy": best, **states}
-        print(json.dumps(outcome))
-        return 0 if outcome.get("agrees", True) else 1
+        outcome = work(argv)
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
+        say("interrupted; the same command goes on from here", program)
         return 130
     except (InputError, OSError) as error:
-        say(error)
+        say(error, program)
         return 2
+    print(json.dumps(outcome))
+    return 0 if outcome.get("agrees", True) else 1
+
+
+def main(argv=None, load=load_dataset):
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+
+    def work(argv):
+        parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        again, whole = argv[:1] == ["rerun"], ["trial", "--count", "--workers", "--seed"]
+        for flag in ["name", "trial"] if again else ["file", "--storage", "--engine", *whole[1:]]:
+            parser.add_argument(flag, type=int if flag in whole else str)
+        parser.add_argument("--folder", type=Path, default=FOLDER)
+        if again:
+            return rerun(**vars(parser.parse_args(argv[1:])), load=load)
+        parser.add_argument("--quick", action="store_true")
+        given = parser.parse_args(argv)
+        table = run(**vars(given), load=load)
+        best = None if table.val_accuracy.isna().all() else table.val_accuracy.max()
+        path = given.folder / f"{table.attrs['definition']['name']}.csv"
+        return {"table": str(path), "best_val_accuracy": best, **table.state.value_counts().to_dict()}
+
+    return answer("sweep.py", __doc__, argv, work)
 
 
 if __name__ == "__main__":

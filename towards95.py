@@ -40,7 +40,7 @@ from helpers import (
     write_atomically,
 )
 from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
-from sweep import agree, machine
+from sweep import agree, answer, machine
 
 FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
 
@@ -407,15 +407,11 @@ def ensemble(names, y, folder=FOLDER):
 
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    usage = f"allowed: ablation; train {'|'.join(FINAL)} SEED; rerun N"
-    try:
+
+    def work(argv):
         match argv:
             case ["ablation"]:
-                outcome = {"table": str(FOLDER / "ablation.csv"), "rows": len(ablation())}
+                return {"table": str(FOLDER / "ablation.csv"), "rows": len(ablation())}
             case ["train", name, seed] if name in FINAL and seed.isdigit():
                 with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
 
@@ -423,19 +419,13 @@ def main(argv=None):
                         bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
                         bar.update(row["epoch"] - bar.n)
 
-                    outcome = final(name, int(seed), on_epoch=show)
+                    return final(name, int(seed), on_epoch=show)
             case ["rerun", number] if number.isdigit():
-                outcome = rerun(int(number))
-            case _:
-                raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
-        print(json.dumps(outcome))
-        return 0 if outcome.get("agrees", True) else 1
-    except KeyboardInterrupt:
-        print("towards95.py: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (InputError, OSError) as error:
-        print(f"towards95.py: {error}", file=sys.stderr)
-        return 2
+                return rerun(int(number))
+        usage = f"allowed: ablation; train {'|'.join(FINAL)} SEED; rerun N"
+        raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
+
+    return answer("towards95.py", __doc__, argv, work)
 
 
 if __name__ == "__main__":
