@@ -622,12 +622,13 @@ def agree(then, now, same_machine):
     """Whether two histories of val_accuracy, one value per epoch, are of one training.
 
     On one machine they are equal to the last bit. Another rounds sums otherwise, which a training magnifies: there the
-    last values may differ by 0.01, or by what `then` itself moves from one epoch to the next in its second half.
+    last values may differ by 0.01, or by twice what it moves from one epoch to the next in its second half: all of
+    `now`, and `then` without its last value, which is in question.
     """
     if same_machine or not (len(then) and len(now)):
         return list(then) == list(now)
-    steps = np.abs(np.diff(then[len(then) // 2 :]))
-    return bool(abs(then[-1] - now[-1]) < max([0.01, *steps]))
+    steps = [2 * np.abs(np.diff(one)).max(initial=0) for one in (then[len(then) // 2 : -1], now[len(now) // 2 :])]
+    return bool(abs(then[-1] - now[-1]) < max(0.01, *steps))
 
 
 def rerun(name, trial, folder=FOLDER, load=load_dataset):

@@ -683,7 +683,7 @@ def test_a_table_that_was_made_up_is_found_out(write, capsys):
         return sweep.main(argv, load=tiny)
 
     assert moved(0, val_accuracy=table.val_accuracy + 1e-9) == moved(1e-9) == 1
-    assert moved(1e-9, machine="another") == 0 and moved(0.3, machine="another") == 1
+    assert moved(1e-9, machine="another") == 0 and moved(2, machine="another") == 1
     assert sweep.main(["rerun", "small", "2", "--folder", "."], load=tiny) == 2
     capsys.readouterr()
 
@@ -695,10 +695,12 @@ def test_a_table_that_was_made_up_is_found_out(write, capsys):
         ([0.5, 0.8, 0.8], [0.5, 0.8, 0.8 + 1e-16], True, False),
         ([0.5, 0.8, 0.8], [0.8, 0.8], True, False),
         ([0.5, 0.8, 0.8], [0.4, 0.7, 0.809], False, True),
-        ([0.5, 0.8, 0.8], [0.5, 0.8, 0.811], False, False),
-        ([0.1, 0.8, 0.80, 0.83], [0.1, 0.8, 0.8, 0.801], False, True),  # it moves by 0.03 itself
-        ([0.1, 0.8, 0.80, 0.83], [0.1, 0.8, 0.8, 0.79], False, False),
-        ([0.1, 0.8, 0.80, 0.80], [0.1, 0.8, 0.8, 0.82], False, False),  # what it moved at first does not count
+        ([0.5, 0.8, 0.8], [0.5, 0.811, 0.811], False, False),
+        ([0.1, 0.8, 0.8, 0.771], [0.1, 0.8, 0.80, 0.83], False, True),  # it moves by 0.03 itself
+        ([0.1, 0.8, 0.8, 0.769], [0.1, 0.8, 0.80, 0.83], False, False),
+        ([0.1, 0.8, 0.7, 0.73, 0.7], [0.1, 0.8, 0.7, 0.7, 0.75], False, True),  # it moved by 0.03 then
+        ([0.1, 0.8, 0.8, 0.82], [0.1, 0.8, 0.8, 0.8], False, False),  # what was moved in the table does not count
+        ([0.1, 0.8, 0.8, 0.82], [0.8, 0.1, 0.8, 0.8], False, False),  # nor what it moved at first
         ([0.5], [0.5], True, True),
         ([0.5], [0.52], False, False),
         ([], [], True, True),
