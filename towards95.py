@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,8 @@ class Recipe:
     shift: int = 0  # pixels, at most, in both directions
     noise: float = 0.0  # standard deviation, of pixels from 0 to 1
     average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
+    teacher: str = ""  # the network "NAME-SEED" whose probabilities are the target, instead of the labels
+    copies: int = 0  # with a teacher the images are augmented so many times in all, not anew in each epoch
     seed: int = 0
 
 
@@ -117,17 +120,33 @@ def augment(x, recipe, rng):
     return x
 
 
-def smoothed_cross_entropy(z, y, smoothing):
-    """Mean cross-entropy with the target (1 - s) one_hot(y) + s/K, and its gradient with respect to logits z (n, K).
+def soft_cross_entropy(z, y, share, other):
+    """Mean cross-entropy with the target (1 - s) one_hot(y) + s q, and its gradient with respect to logits z (n, K).
 
-    It is the plain one + s (z_y - mean_k z_k), whose gradient is s (one_hot(y) - 1/K).
+    It is the plain one + s sum_k (one_hot(y) - q)_k z_k, whose gradient is s (one_hot(y) - q). share: s; other: q, in
+    label smoothing 1/K, or a teacher's probabilities (n, K) (Hinton, Vinyals & Dean, 2015).
     """
     loss, delta = cross_entropy(z, y)
-    if smoothing:
-        away = (one_hot(y, z.shape[1]) - 1 / z.shape[1]) * (smoothing / len(y))
+    if share:
+        away = (one_hot(y, z.shape[1]) - other) * (share / len(y))
         loss += float((away * z).sum())
         delta += away.astype(delta.dtype)
     return loss, delta
+
+
+def lesson(recipe, data, k):
+    """Copy k of the training images, augmented: x (n, 784), and what the recipe's teacher makes of it: p (n, 10).
+
+    As it takes the teacher a minute, p is kept in CACHE under the checksums of teacher and images.
+    """
+    path = FOLDER / f"{recipe.teacher}.npz"
+    teacher, x = load_network(path), augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
+    kept = CACHE / f"{recipe.teacher}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(kept) as file:
+            np.save(file, teacher.predict(x))
+    return x, np.load(kept, allow_pickle=False)
 
 
 def rate(recipe, progress):
@@ -185,11 +204,14 @@ def _epoch(recipe, data, network, average, move, step, epoch):
     for layer in network.every:
         layer.rng = np.random.default_rng(rng.integers(2**63))  # for dropout
     order = rng.permutation(n)
+    if recipe.teacher:
+        images, taught = lesson(recipe, data, epoch % recipe.copies)
     for k in range(steps):
         some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
-        x, y = augment(data.x_train[some], recipe, rng), data.y_train[some]
+        x = images[some] if recipe.teacher else augment(data.x_train[some], recipe, rng)
+        y, target = data.y_train[some], (1, taught[some]) if recipe.teacher else (recipe.label_smoothing, 0.1)
         z = network.forward(x)
-        loss, delta = smoothed_cross_entropy(z, y, recipe.label_smoothing)
+        loss, delta = soft_cross_entropy(z, y, *target)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}")
         network.backward(delta)

@@ -14,7 +14,7 @@ import pytest
 import towards95
 from helpers import InputError, load_dataset
 from sweep import machine
-from towards95 import ABLATION, FINAL, FOLDER, Recipe, augment, build, rate, smoothed_cross_entropy, train
+from towards95 import ABLATION, FINAL, FOLDER, Recipe, augment, build, lesson, rate, soft_cross_entropy, train
 
 SMALL = Recipe(widths=(12, 9), epochs=3, batch_size=64, learning_rate=0.01)
 CONVOLUTIONAL = replace(FINAL["convolutional"], widths=(2, 3, 4, 5), epochs=3, batch_size=64)
@@ -57,14 +57,61 @@ def test_noise_is_added_to_pixels_from_0_to_1_and_nothing_by_default():
     np.testing.assert_array_equal(augment(x, Recipe(), rng), x)
 
 
-def test_label_smoothing_is_the_cross_entropy_with_a_smoothed_target():
+@pytest.mark.parametrize("share, other", [(0, 0.5), (0.2, 0.25), (1, "teacher"), (0.7, "teacher")])
+def test_a_soft_target_is_partly_the_label_partly_something_else(share, other):
     rng = np.random.default_rng(1)
     z, y = rng.normal(size=(5, 4)), rng.integers(0, 4, 5)
-    loss, delta = smoothed_cross_entropy(z, y, 0.2)
-    target = 0.8 * np.eye(4)[y] + 0.2 / 4
+    other = rng.dirichlet(np.ones(4), 5) if other == "teacher" else other
+    loss, delta = soft_cross_entropy(z, y, share, other)
+    target = (1 - share) * np.eye(4)[y] + share * other
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     assert loss == pytest.approx(-(target * np.log(p)).sum() / 5)
     np.testing.assert_allclose(delta, (p - target) / 5, atol=1e-15)
+
+
+@pytest.fixture
+def teacher(small, tmp_path, monkeypatch):
+    """A trained network under the name of "dense-7"; the folder where the copies that it has seen are kept."""
+    monkeypatch.setattr(towards95, "FOLDER", tmp_path)
+    monkeypatch.setattr(towards95, "CACHE", tmp_path / "cache")
+    recipe = replace(SMALL, batch_norm=True, epochs=10, seed=7)
+    towards95.save_network(tmp_path / "dense-7.npz", recipe, train(recipe, small)[0])
+    return tmp_path / "cache"
+
+
+def test_a_lesson_is_what_the_teacher_makes_of_the_images_that_the_student_sees(teacher, small):
+    recipe, kept = replace(SMALL, teacher="dense-7", copies=2, flip=True, shift=1), small.x_train.copy()
+    x, p = lesson(recipe, small, 0)
+    assert x.shape == kept.shape and (x != kept).any() and p.shape == (len(x), 10)
+    network = towards95.load_network(towards95.FOLDER / "dense-7.npz")
+    np.testing.assert_array_equal(p, network.predict(x))
+    np.testing.assert_array_equal(small.x_train, kept)
+    (file,) = teacher.iterdir()
+    np.save(file, p / 2)
+    np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p / 2)  # kept
+    for others, k in [(recipe, 1), (replace(recipe, flip=False), 0)]:  # other images
+        x, p = lesson(others, small, k)
+        np.testing.assert_array_equal(p, network.predict(x))
+    network.theta[-1] += 9  # another teacher of that name
+    towards95.save_network(towards95.FOLDER / "dense-7.npz", replace(SMALL, batch_norm=True), network)
+    x, p = lesson(recipe, small, 0)
+    assert (p.argmax(axis=1) == 9).mean() > 0.9
+    with pytest.raises(InputError, match="dense-8.npz"):
+        lesson(replace(recipe, teacher="dense-8"), small, 0)
+
+
+def test_a_taught_network_comes_to_the_teachers_opinion_not_to_the_labels(teacher, small):
+    recipe = replace(SMALL, teacher="dense-7", copies=2, epochs=20)
+    shuffled = dataclasses.replace(small, y_train=np.random.default_rng(0).permutation(small.y_train))
+    student, _ = train(recipe, shuffled)
+    opinion = towards95.load_network(towards95.FOLDER / "dense-7.npz").predict(small.x_val).argmax(axis=1)
+    assert np.mean(student.predict(small.x_val).argmax(axis=1) == opinion) > 0.8
+    assert len(list(teacher.iterdir())) == 1  # without flips and shifts both copies are the images
+
+
+def test_no_recipe_has_a_teacher_and_smooths_labels_too():
+    for recipe in [*ABLATION.values(), *FINAL.values()]:
+        assert not recipe.teacher or recipe.copies and not recipe.label_smoothing
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero():
@@ -130,8 +177,9 @@ def test_leaving_a_measure_out_of_the_whole_leaves_all_others_in():
 
 @pytest.mark.parametrize("recipe", [
     replace(SMALL, batch_norm=True, dropout=0.2, flip=True, shift=1, noise=0.1, average=0.9, warm_up=0.2), CONVOLUTIONAL,
+    replace(SMALL, teacher="dense-7", copies=2, flip=True),
 ])  # fmt: skip
-def test_a_training_goes_on_from_its_checkpoint_to_the_same_bits(recipe, small, tmp_path):
+def test_a_training_goes_on_from_its_checkpoint_to_the_same_bits(recipe, small, teacher, tmp_path):
     class Killed(Exception):
         pass
 
