@@ -101,9 +101,10 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
             runs = runs if isinstance(runs[0], list) else [runs]
             values = np.array([[row[metric] for row in run] for run in runs])
             epochs = np.arange(1, values.shape[1] + 1)
-            color = COLORS[j % len(COLORS)]
-            every = max(1, len(epochs) // 8)
-            ax.plot(epochs, values.mean(0), color=color, marker=MARKERS[j], markersize=3.5, markevery=every, label=name)
+            color, every = COLORS[j % len(COLORS)], max(1, len(epochs) // 8)
+            size = 6 - 3 * (j + 1) / len(histories)  # ever smaller, so that no line hides another
+            style = {"marker": MARKERS[j], "markersize": size, "linewidth": size / 2.8, "markevery": every}
+            ax.plot(epochs, values.mean(0), color=color, label=name, **style)
             if len(runs) > 1:
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
         ax.set(xlabel="epoch", title=words(metric))

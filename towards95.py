@@ -4,7 +4,7 @@ python towards95.py ablation         trains what data/towards95/ablation.csv lac
 python towards95.py train NAME SEED  trains a final network, from its checkpoint if there is one; tests it, once
 python towards95.py rerun N          trains row N of the ablation again, and compares
 
-NAME is dense or convolutional.
+NAME is dense, taught (dense too, by the convolutional network's probabilities) or convolutional.
 Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
 
@@ -65,6 +65,7 @@ class Recipe:
     label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
     flip: bool = False  # half of the images are mirrored
     shift: int = 0  # pixels, at most, in both directions
+    mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
     noise: float = 0.0  # standard deviation, of pixels from 0 to 1
     average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
     teacher: str = ""  # the network "NAME-SEED" whose probabilities are the target, instead of the labels
@@ -115,6 +116,9 @@ def augment(x, recipe, rng):
         i, j = (np.arange(28) + rng.integers(0, 2 * s + 1, (n, 1)) for _ in range(2))
         x = x[np.arange(n)[:, None, None], i[:, :, None], j[:, None, :]]
     x = x.reshape(n, 784)
+    if recipe.mix:
+        share = np.where(rng.random((n, 1)) < recipe.mix, rng.uniform(0, 0.5, (n, 1)), 0).astype(np.float32)
+        x = np.rint((1 - share) * x + share * x[rng.permutation(n)]).astype(np.uint8)
     if recipe.noise:
         x = x * np.float32(1 / 255) + rng.standard_normal(x.shape, np.float32) * np.float32(recipe.noise)
     return x
@@ -290,12 +294,17 @@ ABLATION |= {("plain", name): replace(PLAIN, **change) for name, change in MEASU
 ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) for n, c in MEASURES.items()}  # one less
 ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
 DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
-WIDE = {  # from which DENSE was chosen, by validation accuracy
+TAUGHT = replace(DENSE, dropout=0.0, label_smoothing=0.0, mix=0.5, teacher="convolutional-0", copies=10)
+WIDE = {  # from which DENSE and TAUGHT were chosen, by validation accuracy
     "shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30),
     "no shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30, shift=0),
     "no shifts, dropout 0.4, 40 epochs": replace(DENSE, dropout=0.4, epochs=40, shift=0),
     "shifts, no dropout, 40 epochs": replace(DENSE, dropout=0.0, epochs=40),
     "shifts, dropout 0.1, 60 epochs": DENSE,
+    "shifts, dropout 0.2, 90 epochs": replace(DENSE, dropout=0.2, epochs=90),
+    "taught, dropout 0.1": replace(TAUGHT, dropout=0.1, mix=0.0),
+    "taught": replace(TAUGHT, mix=0.0),
+    "taught, mixed images": TAUGHT,
 }
 ABLATION |= {("wide", name): recipe for name, recipe in WIDE.items()}
 ABLATION["plain", "twice the width"] = replace(PLAIN, widths=tuple(2 * width for width in PLAIN.widths))
@@ -365,6 +374,7 @@ def rerun(number, path=FOLDER / "ablation.csv"):
 
 FINAL = {
     "dense": DENSE,
+    "taught": TAUGHT,
     "convolutional": Recipe(
         network="convolutional",
         widths=(16, 64, 128, 256),
