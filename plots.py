@@ -103,7 +103,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
             epochs = np.arange(1, values.shape[1] + 1)
             color, every = COLORS[j % len(COLORS)], max(1, len(epochs) // 8)
             size = 6 - 3 * (j + 1) / len(histories)  # ever smaller, so that no line hides another
-            style = {"marker": MARKERS[j], "markersize": size, "linewidth": size / 2.8, "markevery": every}
+            style = {"marker": MARKERS[j], "markersize": size, "markevery": every}
             ax.plot(epochs, values.mean(0), color=color, label=name, **style)
             if len(runs) > 1:
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)

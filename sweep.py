@@ -652,7 +652,7 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
     result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False)
     same, given = row.machine == machine(), None if np.isnan(row.val_accuracy) else row.val_accuracy
     last = {"then": given, "now": result["val_accuracy"]}
-    agrees = agree(then, now, same) and given in (None, then[-1])
+    agrees = agree(then, now, same) and given in (None, *then[-1:])
     return {"name": name, "trial": trial, **last, "same_machine": same, "agrees": agrees}
 
 

@@ -176,6 +176,9 @@ def until(condition, seconds=240):
 def trials(name="small", address="sqlite:///optuna.db"):
     """The trials of a sweep as Optuna reads them; none where there is no storage yet."""
     try:
+        with sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect() as connection:
+            if not connection.exec_driver_sql("SELECT 1 FROM alembic_version").first():  # Optuna writes it last, and
+                return []  # whoever opens a storage without it, as we do below, writes it too, and is in the way
         storage = optuna.storages.RDBStorage(address, skip_table_creation=True, skip_compatibility_check=True)
         return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
     except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
