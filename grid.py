@@ -196,8 +196,8 @@ def rerun(number, path=TABLE, load=load_dataset):
     names = ["stopped", *TESTS, *(f"{metric}_history" for metric in CURVES)]
     bits = all(then[name] == now[name] for name in names)
     last = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
-    close = agree(then["val_accuracy_history"], now["val_accuracy_history"], same)
-    return {"number": number, **last, "same_machine": same, "agrees": bits if same else close}
+    agrees = bits if same else agree(then["val_accuracy_history"], now["val_accuracy_history"], same)
+    return {"number": number, **last, "same_machine": same, "agrees": agrees}
 
 
 # --------------------------------------------------------------------------------------------------------- what it says

@@ -208,14 +208,16 @@ def _epoch(recipe, data, network, average, move, step, epoch):
     for layer in network.every:
         layer.rng = np.random.default_rng(rng.integers(2**63))  # for dropout
     order = rng.permutation(n)
-    if recipe.teacher:
-        images, taught = lesson(recipe, data, epoch % recipe.copies)
+    lessons = lesson(recipe, data, epoch % recipe.copies) if recipe.teacher else None
     for k in range(steps):
         some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
-        x = images[some] if recipe.teacher else augment(data.x_train[some], recipe, rng)
-        y, target = data.y_train[some], (1, taught[some]) if recipe.teacher else (recipe.label_smoothing, 0.1)
+        y, share, other = data.y_train[some], recipe.label_smoothing, 1 / 10
+        if lessons:
+            x, share, other = lessons[0][some], 1, lessons[1][some]
+        else:
+            x = augment(data.x_train[some], recipe, rng)
         z = network.forward(x)
-        loss, delta = soft_cross_entropy(z, y, *target)
+        loss, delta = soft_cross_entropy(z, y, share, other)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}")
         network.backward(delta)

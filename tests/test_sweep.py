@@ -686,7 +686,7 @@ def test_a_table_that_was_made_up_is_found_out(write, capsys):
         return sweep.main(argv, load=tiny)
 
     assert moved(0, val_accuracy=table.val_accuracy + 1e-9) == moved(1e-9) == 1
-    assert moved(1e-9, machine="another") == 0 and moved(2, machine="another") == 1
+    assert moved(1e-9, machine="another") == 0 and moved(0.1, machine="another") == 1
     assert sweep.main(["rerun", "small", "2", "--folder", "."], load=tiny) == 2
     capsys.readouterr()
 
