@@ -478,22 +478,30 @@ def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
     return done[done.seed < count].reset_index(drop=True).infer_objects()
 
 
+def regret(table):
+    """Best val_accuracy of the table less that of each training, by number; to 6 decimals (an image is 0.00017), so
+    that a training right on a bound is within it, however its float was rounded."""
+    y = accuracy(table).set_axis(table.number)
+    return (y.max() - y).round(6)
+
+
 def regrets(table, replayed, budgets, within=0.005):
     """What searches have found. Two tables, by search and hyperband; q10, median and q90 over the replays of
 
     - regret by `budgets` of epochs: best val_accuracy of the table less the best that the replay has found,
     - runs and epochs until the regret is at most `within`: infinite where the replay has ended before.
     """
-    y = accuracy(table).set_axis(table.number)
-    left, spent, runs = (y.max() - y[replayed.number]).to_numpy(), replayed.epochs.to_numpy(), replayed.runs.to_numpy()
-    regret, needed = {}, {}
+    left = regret(table)[replayed.number].to_numpy()
+    spent, runs = replayed.epochs.to_numpy(), replayed.runs.to_numpy()
+    before = accuracy(table).max() - 0.1  # regret before the first whole training, at chance
+    so_far, needed = {}, {}
     for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
-        steps = np.array([y.max() - 0.1, *left[at]])  # 0.1: before the first whole training
-        regret[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
+        steps = np.array([before, *left[at]])
+        so_far[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
         first = at[left[at] <= within][:1]
         needed[one] = [*runs[first], *spent[first]] or [np.inf, np.inf]
     names, summary = {0.1: "q10", 0.5: "median", 0.9: "q90"}, []
-    for values, columns in ((regret, budgets), (needed, ["runs", "epochs"])):
+    for values, columns in ((so_far, budgets), (needed, ["runs", "epochs"])):
         by = pd.DataFrame([*values.values()], pd.MultiIndex.from_tuples(values), columns).groupby(level=[0, 1])
         summary.append(by.quantile(list(names), interpolation="nearest").rename(names, level=2))
     return summary

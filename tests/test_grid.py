@@ -337,6 +337,18 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
 
 
+def test_a_training_right_on_a_bound_is_within_it():
+    table = fake(700)
+    images = 5400 - np.arange(700)  # right out of 6,000: the best 5,400, the 30th after it is 0.005 below
+    for best in range(100):  # for some of which the difference of the floats is above 0.005, for some below
+        table["val_accuracy_10"] = (images - best) / 6000
+        assert (grid.regret(table) <= 0.005).sum() == 31
+    assert list(grid.regret(table).index) == list(table.number) and grid.regret(table).iloc[[0, 6]].tolist() == [
+        0,
+        0.001,
+    ]
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The rows of a whole table that searches by tpe have asked for."""
