@@ -155,6 +155,7 @@ def test_the_grid_it_tells_of_is_the_one_committed():
     assert f"The table holds {grid.extent(whole)}." in said
     assert f"**Best of the grid: {grid.accuracy(whole).max():.4f} validation accuracy**" in said
     assert f"{grid.noise(grid.load_seeds(whole)):.4f} (validation)" in said
+    assert f"of the course's space, {grid.extent(whole)} |" in (ROOT / "README.md").read_text()
 
 
 def test_the_committed_figures_are_those_in_the_notebook():
@@ -185,6 +186,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_report():
         r"Test accuracy ([\d.]+ ± [\d.]+)",
         r"\*\*([\d.]+) on the test images of MNIST",
         r"Best validation accuracy: ([\d.]+)",
+        r"\*\*Best of the grid: ([\d.]+) validation accuracy",
         r"Nesterov reaches ([\d.]+%)",
         r"largest relative error is ([\d.e-]+):",
     ):
