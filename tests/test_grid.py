@@ -343,10 +343,8 @@ def test_a_training_right_on_a_bound_is_within_it():
     for best in range(100):  # for some of which the difference of the floats is above 0.005, for some below
         table["val_accuracy_10"] = (images - best) / 6000
         assert (grid.regret(table) <= 0.005).sum() == 31
-    assert list(grid.regret(table).index) == list(table.number) and grid.regret(table).iloc[[0, 6]].tolist() == [
-        0,
-        0.001,
-    ]
+    assert list(grid.regret(table).index) == list(table.number)
+    assert grid.regret(table).iloc[[0, 6]].tolist() == [0, 0.001]
 
 
 @pytest.fixture
