@@ -175,20 +175,20 @@ def ablation(gains, titles):
 
 
 def ladder(steps):
-    """Test accuracies, one under the other. steps: {name: (mean, standard deviation or None, group)}."""
+    """Test accuracies, one under the other, in numbers at the right. steps: {name: (mean, deviation or None, group)}."""
     groups = list(dict.fromkeys(group for *_, group in steps.values()))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
     for y, (mean, deviation, group) in enumerate(steps.values()):
         j = groups.index(group)
         style = {"color": COLORS[[0, 3, 7][j]], "marker": MARKERS[j], "markersize": 5, "label": group}
         ax.errorbar(mean, y, xerr=deviation, linestyle="", capsize=2, **style)
-        text = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 7.5, "path_effects": HALO}
-        ax.annotate(f"{mean:.2%}".replace("%", " %"), (mean - (deviation or 0), y), (-7, 0), **text)
+        number = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+        ax.text(1.01, y, f"{number} %", transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
     ax.axvline(0.95, color="k", linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(steps)), steps)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}".replace("%", " %"))
-    ax.set(xlabel="test accuracy", xlim=(min(mean for mean, *_ in steps.values()) - 0.015, 0.975))
+    ax.set(xlabel="test accuracy", xlim=(min(mean for mean, *_ in steps.values()) - 0.005, 0.975))
     found = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
     return figure
