@@ -203,21 +203,6 @@ def rerun(number, path=TABLE, load=load_dataset):
 # --------------------------------------------------------------------------------------------------------- what it says
 
 
-def extent(table):
-    """How much of the grid a table holds, in words."""
-    return f"{'all' if len(table) == SPACE.count else f'{len(table):,} of the'} {SPACE.count:,} trainings"
-
-
-def caution(table):
-    """What the figures from a table are, in a sentence: exact where it is whole."""
-    if len(table) == SPACE.count:
-        return "What follows is exact, for seed 0."
-    return (
-        "They are a balanced sample: what follows are estimates, with standard errors where these can be computed, and "
-        "the best of all is at least as good as the best here. `python grid.py` trains the others."
-    )
-
-
 def accuracy(table, epoch=EPOCHS):
     """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
     return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
@@ -234,71 +219,38 @@ def part_of(table, values):
     return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
 
 
-def marginals(table, y, space=VALUES):
-    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y.
-
-    error: standard error of the mean, of a sample without replacement of the `space` (0 where the table is whole); a
-    balanced sample, as the first rows of the grid are, has a smaller one.
-    """
-    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in space}
-    rows = pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
-    levels = rows.index.get_level_values("name").map(lambda name: len(space[name]))
-    missing = 1 - rows["count"] * levels / math.prod(map(len, space.values()))
-    return rows.assign(error=rows["std"] * np.sqrt(missing.clip(lower=0) / rows["count"]))
+def marginals(table, y):
+    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y."""
+    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
+    return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
 
 
-def _basis(values, levels):
-    """Columns (n, levels - 1) that span the functions of one parameter of mean 0 over its levels, orthonormal there.
-
-    Row j of the contrasts C (levels, levels - 1) is level j: C^T 1 = 0 and C^T C = levels I (scaled Helmert).
-    """
-    q, _ = np.linalg.qr(np.column_stack([np.ones(levels), np.eye(levels)[:, 1:]]))
-    return q[values, 1:] * np.sqrt(levels)
+def check_whole(table, space=VALUES):
+    """Raise InputError unless the table has each point of the space {parameter: its values} once."""
+    size, there = math.prod(map(len, space.values())), len(table.drop_duplicates(list(space)))
+    if not there == len(table) == size:
+        raise InputError(f"the table has {there:,} trainings; allowed: all {size:,}, which `python grid.py` makes")
 
 
-@BLAS.wrap(limits=1, user_api="blas")
 def decomposition(table, y, space=VALUES):
     """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
 
     The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
-    parameters (Hoeffding, 1948; Hutter, Hoos & Leyton-Brown, 2014); a share is the mean of f^2 over all points, by the
-    variance of y. In a basis that is orthonormal over all points the mean of f^2 is a sum of squared coefficients c^2:
-    these are least-squares fits. Where the table is whole, columns are orthogonal and the shares are exact. Where it
-    has n of N rows they are estimates: a rest of variance s^2 that is not fitted adds (1 - n/N) s^2 [(X^T X)^-1]_kk to
-    the mean of c_k^2 (sampling without replacement, Cochran, 1977), which is subtracted; what is small may come out
-    below 0. Raises InputError for a table that has too few rows to fit.
+    parameters (Hoeffding, 1948; Hutter, Hoos & Leyton-Brown, 2014). Over all points f_i is the mean of y - m where x_i
+    is given, f_ij the mean where both are, less f_i and f_j; a share is the mean of f^2 by the variance of y.
 
-    space: {parameter: its values}. Returns a Series by (name, other), "" for one alone.
+    space: {parameter: its values}. Returns a Series by (name, other), "" for one alone. Raises InputError for a table
+    that is not whole.
     """
-    one = {name: _basis(table[name].map(values.index), len(values)) for name, values in space.items()}
-    terms = {(name, ""): columns for name, columns in one.items() if columns.shape[1]}
+    check_whole(table, space)
+    y = y - y.mean()
+    mean = {name: y.groupby(table[name]).transform("mean") for name in space}
+    terms = {(name, ""): mean[name] for name in space}
     for a, b in combinations(space, 2):
-        terms[a, b] = (one[a][:, :, None] * one[b][:, None, :]).reshape(len(table), -1)
-    sizes = [columns.shape[1] for columns in terms.values()]
-    n, whole = len(table), math.prod(len(values) for values in space.values())
-    x = np.column_stack([np.ones(n), *terms.values()])
-    c, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
-    if n <= rank or rank < x.shape[1]:
-        raise InputError(f"the table has {n} rows; allowed: enough to fit {x.shape[1]} coefficients")
-    s2 = float(((y - x @ c) ** 2).sum()) / (n - x.shape[1])
-    square = c**2 - (1 - n / whole) * s2 * np.diag(np.linalg.inv(x.T @ x))
-    variance = np.var(y, ddof=1) * (whole - 1) / whole  # of all points: exact, or its unbiased estimate
-    parts = np.split(square[1:], np.cumsum(sizes)[:-1])
-    shares = pd.Series({term: part.sum() / variance for term, part in zip(terms, parts)}).sort_values(ascending=False)
+        terms[a, b] = y.groupby([table[a], table[b]]).transform("mean") - mean[a] - mean[b]
+    shares = pd.Series({term: (f**2).mean() / (y**2).mean() for term, f in terms.items()}).sort_values(ascending=False)
     shares["rest", ""] = 1 - shares.sum()
     return shares.rename_axis(["name", "other"])
-
-
-def deviations(table, y, space=VALUES, groups=10):
-    """Standard errors of `decomposition`, as a Series like it: 0 where the table is whole.
-
-    The jackknife: the estimate without each of `groups` random parts in turn, for a sample without replacement (Shao &
-    Tu, 1995). For a balanced sample, as the first rows of the grid are, they err on the large side.
-    """
-    group = np.random.default_rng(0).permutation(len(table)) % groups
-    each = [decomposition(table[group != k], y[group != k], space) for k in range(groups)]
-    missing = 1 - len(table) / math.prod(map(len, space.values()))
-    return np.sqrt((groups - 1) * missing * pd.concat(each, axis=1).var(axis=1, ddof=0))
 
 
 def fanova(table, y, runs, draws=5):
@@ -312,16 +264,16 @@ def fanova(table, y, runs, draws=5):
     return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
 
 
-def agreement(shares, draws):
-    """How near the draws of `fanova` come to the `shares` of single parameters: in how many the largest is the right
-    one, and the set of the first three; the mean size of an error, and the parameter of the largest mean error."""
+def agreement(shares, draws, near=0.01):
+    """How well the draws of `fanova` agree with the `shares` of single parameters: in how many the largest is one of
+    the largest (`near` them, at most so much less), and in how many the first three are the first three; the mean size
+    of an error, and the parameter of the largest mean error."""
     single = shares.drop(("rest", "")).xs("", level="other")
-    order, wrong = list(single.index), draws - single[draws.columns]
-    named = [list(row.sort_values(ascending=False).index) for _, row in draws.iterrows()]
+    wrong, named = draws - single[draws.columns], [row.nlargest(3).index for _, row in draws.iterrows()]
     worst = wrong.mean().abs().idxmax()
     return {
-        "first": sum(names[0] == order[0] for names in named),
-        "three": sum(set(names[:3]) == set(order[:3]) for names in named),
+        "first": sum(single[names[0]] >= single.max() - near for names in named),
+        "three": sum(set(names) == set(single.index[:3]) for names in named),
         "error": wrong.abs().to_numpy().mean(),
         "worst": worst,
         "worst_error": wrong[worst].mean(),
@@ -347,7 +299,7 @@ def points_of(table):
     return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
 
 
-def tpe(tried, ranked, rng, first, known):
+def tpe(tried, ranked, rng, first):
     """The point that Optuna's TPESampler(multivariate=True) would suggest, from the same numbers drawn at random.
 
     A tree-structured Parzen estimator (Bergstra et al., 2011): of CANDIDATES drawn from g(x) the one of largest
@@ -357,20 +309,13 @@ def tpe(tried, ranked, rng, first, known):
         p(x) = w_0 prod_i 1/K_i + sum_j w_j prod_i ([x_i = o_ji] + e) / (1 + K_i e).
 
     tried: points (n, parameters), oldest first. ranked: their indices, best first. rng, first: np.random.RandomState,
-    for mixtures, and for the first STARTUP points, which are uniform. known: bool, by the point's number, what may be
-    suggested; candidates that may not are drawn again.
+    for mixtures, and for the first STARTUP points, which are uniform.
     """
     if len(tried) < STARTUP:
-        while not known[(x := np.array([first.uniform(size=k).argmax() for k in SHAPE])) @ STRIDE]:
-            pass
-        return x
+        return np.array([first.uniform(size=k).argmax() for k in SHAPE])
     best = np.sort(ranked[: min(-(-len(tried) // 10), GOOD)])
     good, bad = _mixture(tried[best]), _mixture(np.delete(tried, best, axis=0))
-    x = np.empty((0, len(SHAPE)), int)
-    while len(x) < CANDIDATES:
-        new = _draw(*good, rng)
-        x = np.concatenate([x, new[known[new @ STRIDE]]])
-    x = x[:CANDIDATES]
+    x = _draw(*good, rng)
     return x[np.argmax(_density(x, *good) / _density(x, *bad))]
 
 
@@ -405,19 +350,17 @@ def _density(x, points, weights):
 def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
-    curves: val_accuracy (n, EPOCHS) of the rows; points: of the rows. search: "random", uniform with replacement, or
-    "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all that came so
-    far, as sweep.py and W&B do. Where rows are missing both searches are those of the space without them: the share of
-    good ones is that of the whole, on the average, but the best of fewer is worse, so that it is found the sooner.
-    Returns a list of (runs, epochs spent, row): whenever a run trained whole is better than all before.
+    curves: val_accuracy (n, EPOCHS) of the rows of a whole table; points: of the rows. search: "random", uniform with
+    replacement, or "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all
+    that came so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): whenever a run trained whole
+    is better than all before.
     """
     rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
-    row_of = np.full(SHAPE.prod(), -1)
-    row_of[points @ STRIDE] = np.arange(len(points))
-    known, tried, found, best, spent, runs, ranked = row_of >= 0, np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
+    row_of = np.argsort(points @ STRIDE)
+    tried, found, best, spent, runs, ranked = np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
     while spent < budget:
         if search == "tpe":
-            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy, known)
+            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy)
             row = int(row_of[tried[runs] @ STRIDE])
         else:
             row = int(rng.integers(len(curves)))
@@ -436,46 +379,46 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     return found
 
 
-def load_replays(table, path=REPLAYS):
-    """What is stored at `path` of replays of just this table: search, hyperband, seed; runs, epochs and number whenever
-    the replay had found a better training; the table's checksum. Empty where there is none, or of another table."""
-    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
-    done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
-    return done[done.table == _checksum(table)].reset_index(drop=True)
-
-
 def _curves(table):
     return np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
 
 
-def _checksum(table):
-    return zlib.crc32(np.ascontiguousarray(_curves(table)))
+def _replays(table, path):
+    """What is stored at `path` of replays of this table, known by its checksum; and that."""
+    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
+    done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
+    checksum = zlib.crc32(np.ascontiguousarray(_curves(table)))
+    return done[done.table == checksum], checksum
 
 
-def lacking_replays(table, replayed, count=1000):
-    """A sentence if what is stored is not all that `replays` gives, which command makes it; else an empty one."""
-    lacking = count - (0 if replayed.empty else replayed.groupby(["search", "hyperband"]).seed.nunique().min())
-    if lacking <= 0:
-        return ""
-    return f"{lacking:,} of {count:,} replays of this table are not stored: `python grid.py replay` makes them."
+def load_replays(table, path=REPLAYS, count=1000):
+    """What `replays` has stored: search, hyperband, seed; runs, epochs and number whenever the replay had found a
+    better training; the table's checksum. Raises InputError unless all are there, of just this table."""
+    done, _ = _replays(table, path)
+    done = done[done.seed < count].reset_index(drop=True)
+    there = len(done[["search", "hyperband", "seed"]].drop_duplicates())
+    if there < count * len(SEARCHES):
+        wanted = f"all {count * len(SEARCHES):,}, which `python grid.py replay` makes"
+        raise InputError(f"{path} has {there:,} replays of this table; allowed: {wanted}")
+    return done
 
 
-def replays(table, count=1000, path=REPLAYS, searches=SEARCHES):
-    """So many replays of each search, side by side (see `load_replays`). What is stored at `path` is not done again, if
-    it is of this table; what is not is added there."""
-    curves, points, done = _curves(table), points_of(table), load_replays(table, path)
+def replays(table, count=1000, path=REPLAYS):
+    """So many replays of each of SEARCHES, side by side (see `load_replays`). What is stored at `path` is not done
+    again, if it is of this table; what is not is added there. Raises InputError for a table that is not whole."""
+    check_whole(table)
+    (done, checksum), curves, points = _replays(table, path), _curves(table), points_of(table)
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
-    missing = [(*one, seed) for seed in range(count) for one in searches if (*one, seed) not in known]
+    missing = [(*one, seed) for seed in range(count) for one in SEARCHES if (*one, seed) not in known]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         for start in range(0, len(missing), 400):
             some = missing[start : start + 400]
             found = pool.map(partial(replay, curves, points), *zip(*some), chunksize=10)
-            about = table.number.to_numpy(), _checksum(table)
-            new = [(*one, *f[:2], about[0][f[2]], about[1]) for one, each in zip(some, found) for f in each]
+            new = [(*one, *f[:2], table.number.iloc[f[2]], checksum) for one, each in zip(some, found) for f in each]
             done = pd.concat([done, pd.DataFrame(new, columns=done.columns)])
             with write_atomically(path) as file:
                 done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
-    return done[done.seed < count].reset_index(drop=True).infer_objects()
+    return load_replays(table, path, count)
 
 
 def regret(table):
@@ -525,18 +468,14 @@ def _with_seeds(table, count, seeds):
 
 
 def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
-    """What is stored at `path` of what `seeds` would return for this table, which see: all of it, or less."""
+    """What `seeds`, which see, has stored of this table. Raises InputError unless it is all there."""
     stored = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=SEEDED)
-    keys = zip(stored.number, stored.seed)
-    return stored[[key in _with_seeds(table, count, seeds) for key in keys]].reset_index(drop=True)
-
-
-def lacking_seeds(table, seeded, count=100):
-    """A sentence if what is stored is not all that `seeds` gives, which command makes it; else an empty one."""
-    lacking = count - len(seeded)
-    if lacking <= 0:
-        return ""
-    return f"{lacking} of {count} trainings with further seeds are not stored: `python grid.py seeds` makes them."
+    wanted = _with_seeds(table, count, seeds)
+    stored = stored[[key in wanted for key in zip(stored.number, stored.seed)]].reset_index(drop=True)
+    if len(stored) < len(wanted):
+        needed = f"all {len(wanted)}, which `python grid.py seeds` makes"
+        raise InputError(f"{path} has {len(stored)} trainings with further seeds; allowed: {needed}")
+    return stored
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
@@ -565,7 +504,7 @@ def noise(seeded, metric="val_accuracy", floor=0.8):
 
 def real(seeded, metric="val_accuracy"):
     """The least difference of two single trainings that is called real: two standard deviations of one, 2 sqrt(2)
-    `noise`. NaN, beyond which nothing is, where nothing is stored."""
+    `noise`."""
     return 2 * math.sqrt(2) * noise(seeded, metric)
 
 

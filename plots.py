@@ -175,7 +175,7 @@ def ablation(gains, titles):
 
 
 def ladder(steps):
-    """Test accuracies, one under the other, in numbers at the right. steps: {name: (mean, deviation or None, group)}."""
+    """Test accuracies, one under the other, with their numbers. steps: {name: (mean, deviation or None, group)}."""
     groups = list(dict.fromkeys(group for *_, group in steps.values()))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
     for y, (mean, deviation, group) in enumerate(steps.values()):
@@ -389,14 +389,13 @@ def _terms(index):
 def shares(spaces, count=10):
     """The `count` largest terms of each decomposition as bars; beside those of one parameter, what fANOVA has claimed.
 
-    spaces: {title: (shares and standard errors of grid.decomposition, {runs: draws of grid.fanova})}.
+    spaces: {title: (shares of grid.decomposition, {runs: draws of grid.fanova})}.
     """
     figure, axes = plt.subplots(1, len(spaces), figsize=(WIDTH, 3.8), layout="constrained")
-    for ax, (title, (exact, error, samples)) in zip(axes, spaces.items(), strict=True):
+    for ax, (title, (exact, samples)) in zip(axes, spaces.items(), strict=True):
         top = exact.drop(("rest", "")).head(count)
         y = np.arange(len(top))[::-1]
-        bars = {"color": "0.8", "error_kw": {"linewidth": 0.8}, "label": "the grid"}
-        ax.barh(y, top, xerr=error[top.index] if error.any() else None, **bars)
+        ax.barh(y, top, color="0.8", label="the grid")
         for j, (runs, draws) in enumerate(samples.items()):
             alone = [(place, name) for place, (name, other) in zip(y, top.index, strict=True) if not other]
             places, names = (list(each) for each in zip(*alone, strict=True))

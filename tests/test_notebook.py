@@ -152,10 +152,10 @@ def test_its_outputs_belong_to_the_tables_and_versions_that_are_committed():
 def test_the_grid_it_tells_of_is_the_one_committed():
     said = " ".join(out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown"))
     whole = grid.load_grid()
-    assert f"The table holds {grid.extent(whole)}." in said
+    assert f"The table holds all {len(whole):,} trainings." in said
     assert f"**Best of the grid: {grid.accuracy(whole).max():.4f} validation accuracy**" in said
     assert f"{grid.noise(grid.load_seeds(whole)):.4f} (validation)" in said
-    assert f"of the course's space, {grid.extent(whole)} |" in (ROOT / "README.md").read_text()
+    assert f"of the course's space, all {len(whole):,} trainings |" in (ROOT / "README.md").read_text()
 
 
 def test_the_committed_figures_are_those_in_the_notebook():
