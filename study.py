@@ -53,7 +53,8 @@ def load_study(name, folder=FOLDER):
 
 
 def rerun(name, number, folder=FOLDER):
-    """Train row `number` of a study again: its row now and then, and whether they agree (see sweep.rerun)."""
+    """Train row `number` of a study again: its row now and then, and whether it `agrees`: to the last bit on the
+    machine of the row, elsewhere within 0.01, since it is of the best epoch, which moves less than the last."""
     table = load_study(name, folder)
     if number not in table.index:
         raise InputError(f"ROW is {number}; allowed: 0 to {len(table) - 1}")
