@@ -264,15 +264,26 @@ def fanova(table, y, runs, draws=5):
     return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
 
 
+def singles(shares):
+    """The `shares` of single parameters, largest first."""
+    return shares.drop(("rest", "")).xs("", level="other")
+
+
+def largest(shares, near=0.01):
+    """The largest of the `singles`, and those at most `near` below it: as large, for a reader."""
+    single = singles(shares)
+    return single[single >= single.max() - near]
+
+
 def agreement(shares, draws, near=0.01):
-    """How well the draws of `fanova` agree with the `shares` of single parameters: in how many the largest is one of
-    the largest (`near` them, at most so much less), and in how many the first three are the first three; the mean size
-    of an error, and the parameter of the largest mean error."""
-    single = shares.drop(("rest", "")).xs("", level="other")
+    """How well the draws of `fanova` agree with the `shares` of single parameters: in how many the first is one of the
+    `largest`, and in how many the first three are the first three; the mean size of an error, and the parameter of the
+    largest mean error."""
+    single, first = singles(shares), largest(shares, near)
     wrong, named = draws - single[draws.columns], [row.nlargest(3).index for _, row in draws.iterrows()]
     worst = wrong.mean().abs().idxmax()
     return {
-        "first": sum(single[names[0]] >= single.max() - near for names in named),
+        "first": sum(names[0] in first for names in named),
         "three": sum(set(names) == set(single.index[:3]) for names in named),
         "error": wrong.abs().to_numpy().mean(),
         "worst": worst,
