@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import DATA_DIR, Config, InputError, evaluate, load_dataset, train_all
-from sweep import HISTORIES, answer, config_of, machine, read_table, write_table
-from train import METRICS
+from helpers import METRICS, Config, InputError, evaluate
+from lib.cli import answer
+from lib.dataset import DATA_DIR, load_dataset
+from lib.parallel import train_all
+from lib.tables import HISTORIES, config_of, machine, read_table, write_table
 
 FOLDER = DATA_DIR / "studies"
 RESULTS = ["epoch", *METRICS, "test_accuracy", "seconds", "stopped", "machine", *HISTORIES]

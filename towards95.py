@@ -25,23 +25,23 @@ from tqdm import tqdm
 
 from helpers import (
     BLAS,
-    DATA_DIR,
     OPTIMIZERS,
     Config,
     InputError,
     cross_entropy,
-    end_with_parent,
     evaluate,
     fill,
     load_checkpoint,
-    load_dataset,
     load_npz,
     one_hot,
     save_checkpoint,
     write_atomically,
 )
-from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
-from sweep import agree, answer, machine
+from lib.cli import answer
+from lib.dataset import DATA_DIR, load_dataset
+from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+from lib.parallel import end_with_parent
+from lib.tables import agree, machine
 
 FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
 

@@ -15,9 +15,12 @@ import pandas as pd
 import wandb_workspaces.reports.v2 as wr
 
 from helpers import Config, InputError
+from lib.anova import importance
+from lib.tables import config_of
+from lib.tracking import online_mode, quiet_wandb
 from study import load_study
-from sweep import config_of, importance, load_results
-from train import online_mode, parse, quiet_wandb, read_options
+from sweep import load_results
+from train import parse, read_options
 
 TITLE = "CS6910 Assignment 1"
 TESTED = {"config.dataset": Config.dataset, "summary_metrics.test_accuracy": {"$exists": True}}

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import lib.dataset
+
 cpu_seconds = time.process_time  # on one thread, what the epoch takes where nothing else wants the core
 BEGAN = time.perf_counter()
 import numpy as np  # noqa: E402
@@ -307,7 +309,7 @@ PEERS = {
 
 def serve(name):
     """Start a case for each request that names one, and train its next epoch for each that is empty."""
-    data, running = helpers.load_dataset(), None
+    data, running = lib.dataset.load_dataset(), None
     for line in sys.stdin:
         request = json.loads(line)
         began, cpu = time.perf_counter(), time.process_time()
@@ -345,11 +347,11 @@ def epoch_order(config, n):
 def first_load(_):
     """Load the data set from a copy without a cache: decode it and write the cache, then read that."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(helpers.DATA_DIR / "fashion_mnist", Path(folder) / "fashion_mnist")
+        shutil.copytree(lib.dataset.DATA_DIR / "fashion_mnist", Path(folder) / "fashion_mnist")
         seconds = []
         for _ in range(2):
             began = time.perf_counter()
-            helpers.load_dataset(data_dir=folder)
+            lib.dataset.load_dataset(data_dir=folder)
             seconds.append(time.perf_counter() - began)
     yield {}
     yield {"import": IMPORTED, "first": seconds[0], "later": seconds[1]}
@@ -357,7 +359,7 @@ def first_load(_):
 
 def evaluation(args):
     """Evaluate a network on the 10,000 test images."""
-    config, data = helpers.Config(**args["config"]), helpers.load_dataset()
+    config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
     network = helpers.Network(config.sizes)
     yield {}
     while True:
@@ -368,7 +370,7 @@ def evaluation(args):
 
 def whole_training(args):
     """A training with validation, history, the best weights kept and a checkpoint after each epoch."""
-    config, data = helpers.Config(**args["config"]), helpers.load_dataset()
+    config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
     yield {}
     while True:
         with tempfile.TemporaryDirectory() as folder:
@@ -383,7 +385,7 @@ def whole_training(args):
 
 def training(args):
     """A training of ours on the first args["n"] images, for its steps and its memory."""
-    config, data = helpers.Config(**args["config"]), helpers.load_dataset()
+    config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
     n = args.get("n", len(data.x_train))
     few = {"x_val": data.x_val[:1000], "y_val": data.y_val[:1000]} if n < len(data.x_train) else {}
     data = dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n], **few)

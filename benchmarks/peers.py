@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import lib.dataset
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
@@ -550,7 +552,9 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     rows = []
     try:
-        data = helpers.load_dataset()  # decoded here if it must be; and mapped, so that no child counts it as its own
+        data = (
+            lib.dataset.load_dataset()
+        )  # decoded here if it must be; and mapped, so that no child counts it as its own
         with tqdm(total=amount(options), disable=None) as progress:
             for table in options.tables:
                 MEASURES[table](options, lambda *row, table=table: rows.append((table, *row)), progress)

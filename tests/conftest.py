@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import helpers
+import lib.dataset
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -28,7 +29,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def fashion():
-    return helpers.load_dataset("fashion_mnist")
+    return lib.dataset.load_dataset("fashion_mnist")
 
 
 @pytest.fixture

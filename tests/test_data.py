@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import helpers
-from helpers import InputError, load_dataset
+import lib.dataset
+from helpers import InputError
+from lib.dataset import load_dataset
 
 ROOT = Path(helpers.__file__).parent
 
@@ -33,10 +35,10 @@ def fake_decode(monkeypatch):
 
     def decode(name, data_dir):
         calls.append(name)
-        i = np.arange(helpers.N)
+        i = np.arange(lib.dataset.N)
         return np.repeat((i % 251).astype(np.uint8), 784).reshape(-1, 784), (i % 10).astype(np.uint8)
 
-    monkeypatch.setattr(helpers, "_decode", decode)
+    monkeypatch.setattr(lib.dataset, "_decode", decode)
     return calls
 
 
@@ -160,7 +162,7 @@ def test_missing_data_is_downloaded_where_tensorflow_and_a_network_are_there(
 
     monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir, file_format: Builder())
-    monkeypatch.setattr(helpers, "urlopen", urlopen)
+    monkeypatch.setattr(lib.dataset, "urlopen", urlopen)
     if network:
         assert load_dataset("mnist", 0, tmp_path).x_train.shape == (54000, 784)
     else:
@@ -182,7 +184,7 @@ def test_bad_arguments(arguments, named):
 
 
 def test_two_processes_may_load_for_the_first_time_at_once(copy):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import helpers; d = helpers.load_dataset('mnist', 0, {str(copy)!r}); print(int(d.x_train.sum()))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import lib.dataset; d = lib.dataset.load_dataset('mnist', 0, {str(copy)!r}); print(int(d.x_train.sum()))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     sums = [process.communicate(timeout=300)[0] for process in both]
     data = load_dataset("mnist", 0, copy)

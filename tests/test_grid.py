@@ -16,11 +16,17 @@ from test_sweep import alone, tiny  # noqa: F401
 
 import grid
 import helpers
-import sweep
+import lib.anova
+import lib.dataset
+import lib.ledger
+import lib.replay
+import lib.sweepfile
+import lib.tables
+import lib.workers
 from helpers import Config, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-VALUES = {name: list(grid.SPACE.space[name].choices) for name in grid.PARAMETERS}
+VALUES = {name: list(lib.anova.SPACE.space[name].choices) for name in lib.anova.PARAMETERS}
 
 
 def definition(**values):
@@ -33,25 +39,25 @@ def definition(**values):
 
 
 def begin(storage="sqlite:///grid.db", **values):
-    return sweep.Ledger(storage, "grid", sweep._sweep(definition(**values)))
+    return lib.ledger.Ledger(storage, "grid", lib.sweepfile.check_sweep(definition(**values)))
 
 
 def train(ledger, count):
     """Train so many trials of it, in this process."""
     for _ in range(count):
         trial = ledger.claim()
-        ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test))
+        ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test))
 
 
 def config(row):
-    return Config(**{name: row[name] for name in grid.PARAMETERS}, epochs=10)
+    return Config(**{name: row[name] for name in lib.anova.PARAMETERS}, epochs=10)
 
 
 # -------------------------------------------------------------------------------------------------------- the trainings
 
 
 def test_any_prefix_of_the_grid_is_a_balanced_sample():
-    rows = pd.DataFrame([sweep.suggest(grid.SPACE, range(n), 0) for n in range(500)])
+    rows = pd.DataFrame([lib.sweepfile.suggest(lib.anova.SPACE, range(n), 0) for n in range(500)])
     for n in (54, 150, 500):
         for name, values in VALUES.items():
             share = rows[:n][name].value_counts().reindex(values, fill_value=0) * len(values) / n
@@ -64,21 +70,21 @@ def test_the_table_holds_what_plain_training_gives_and_the_test_accuracy_of_two_
     ledger = begin()
     train(ledger, 6)
     table = grid.export("sqlite:///grid.db", "grid.csv.gz")
-    assert list(table.columns) == grid.COLUMNS and list(table.number) == list(range(6))
+    assert list(table.columns) == lib.anova.COLUMNS and list(table.number) == list(range(6))
     assert set(zip(table.optimizer, table.learning_rate)) == {
         (o, lr) for o in ("sgd", "adam", "nadam") for lr in (1e-3, 1e-4)
     }
     data = tiny("")
     for row in table.to_dict("records"):
         history = helpers.train(config(row), data).history[: 10 if row["state"] == "complete" else 3]
-        for metric, names in grid.CURVES.items():
+        for metric, names in lib.anova.CURVES.items():
             values = [one[metric] for one in history]
             assert [float(row[name]) for name in names[: len(values)]] == values, "not to the last bit"
             assert all(np.isnan(row[name]) for name in names[len(values) :])
         for epoch in (5, 10) if row["state"] == "complete" else ():
             network = helpers.train(dataclasses.replace(config(row), epochs=epoch), data).network
             assert row[f"test_accuracy_{epoch}"] == helpers.evaluate(network, data.x_test, data.y_test)[1]
-        assert row["seconds"] >= 0 and row["machine"] == sweep.machine()
+        assert row["seconds"] >= 0 and row["machine"] == lib.tables.machine()
 
 
 @pytest.mark.parametrize(
@@ -111,15 +117,15 @@ def test_a_loss_that_is_not_finite_is_a_row_with_the_epochs_before():
     path, storage = "grid.csv.gz", "sqlite:///grid.db"
     ledger = begin()
     trial = ledger.claim()
-    outcome = sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test)
+    outcome = lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test)
     outcome |= {"state": "not finite", "stopped": "train_loss not finite in epoch 3", "val_accuracy": None}
-    outcome |= {f"{metric}_history": outcome[f"{metric}_history"][:2] for metric in grid.CURVES}
+    outcome |= {f"{metric}_history": outcome[f"{metric}_history"][:2] for metric in lib.anova.CURVES}
     ledger.finish(trial, outcome)
     row = grid.export(storage, path).iloc[0]
     assert row.state == "not finite" and row.val_accuracy_2 > 0 and np.isnan(row.val_accuracy_3)
     again = begin("sqlite:///clone.db")
-    grid.adopt(again, grid.load_grid(path))
-    pd.testing.assert_frame_equal(grid.export("sqlite:///clone.db", "again.csv.gz"), grid.load_grid(path))
+    grid.adopt(again, lib.anova.load_grid(path))
+    pd.testing.assert_frame_equal(grid.export("sqlite:///clone.db", "again.csv.gz"), lib.anova.load_grid(path))
 
 
 def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(monkeypatch):
@@ -127,7 +133,7 @@ def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(mo
     train(ledger, 2)
     ledger.claim()  # in work elsewhere when the table was written
     trial = ledger.claim()
-    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", grid.train_and_test))
+    ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test))
     table = grid.export("sqlite:///grid.db", "grid.csv.gz")
     assert list(table.number) == [0, 1, 3]
     clone = begin("sqlite:///clone.db")
@@ -140,8 +146,8 @@ def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(mo
 
 
 def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_again(monkeypatch):
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import grid, sweep, test_grid; "
-    code += "space = sweep._sweep(test_grid.definition()); "
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import grid, lib.sweepfile, test_grid; "
+    code += "space = lib.sweepfile.check_sweep(test_grid.definition()); "
     code += "grid.run(2, 'sqlite:///grid.db', 'grid.csv.gz', test_grid.tiny, space)"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while "trial 1," not in (line := process.stderr.readline()) and line:
@@ -150,7 +156,7 @@ def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_a
     process.communicate()
     before = grid.export("sqlite:///grid.db", "partial.csv.gz")
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    table = grid.load_grid("grid.csv.gz")
+    table = lib.anova.load_grid("grid.csv.gz")
     assert 2 <= len(before) <= len(table) == 6
     pd.testing.assert_frame_equal(table[table.number.isin(before.number)].reset_index(drop=True), before)
     for number in np.random.default_rng().choice(6, 2, replace=False):
@@ -167,7 +173,7 @@ def test_the_command_line(capsys):
     train(begin(), 2)
     here = ["--folder", ".", "--storage", "sqlite:///grid.db"]
     assert grid.main(["export", *here]) == 0
-    states = grid.load_grid("grid.csv.gz").state.value_counts().to_dict()
+    states = lib.anova.load_grid("grid.csv.gz").state.value_counts().to_dict()
     assert json.loads(capsys.readouterr().out) == {"table": "grid.csv.gz", "rows": 2, "of": 5832, **states}
     for argv in (["rerun"], ["rerun", "x"], ["rerun", "2"], ["fly"], ["--workers", "0"], ["--storage", "redis://a"]):
         assert grid.main([*here, *argv]) == 2, argv
@@ -182,7 +188,7 @@ def test_a_file_that_is_no_table_is_refused():
     Path("bad.csv.gz").write_bytes(b"number,state\n")
     for path in ("none.csv.gz", "bad.csv.gz"):
         with pytest.raises(InputError, match=path):
-            grid.load_grid(path)
+            lib.anova.load_grid(path)
 
 
 # ------------------------------------------------------------------------------------------------------------- analysis
@@ -204,7 +210,7 @@ def test_the_decomposition_of_a_whole_table_is_exact():
     main = np.array([3.0, -1, -2])[a]  # variance 14/3
     pair = np.where(b == 1, 1, -1) * np.array([5.0, 1, -1, -1, -2, -2])[c]  # variance 6
     triple = np.where(b == 1, 1, -1) * np.array([1.0, 0, -1])[a] * np.array([1.0, -1, 0, 0, 0, 0])[c]  # variance 2/9
-    shares = grid.decomposition(table, pd.Series(7 + main + pair + triple))
+    shares = lib.anova.decomposition(table, pd.Series(7 + main + pair + triple))
     total = 14 / 3 + 6 + 2 / 9
     assert list(shares.index[:2]) == [("learning_rate", "optimizer"), ("activation", "")] and len(shares) == 8 + 28 + 1
     assert shares["learning_rate", "optimizer"] == pytest.approx(6 / total, abs=1e-12)
@@ -225,7 +231,7 @@ def test_the_decomposition_is_that_of_a_least_squares_fit():
         terms[a, b] = (one[a][:, :, None] * one[b][:, None, :]).reshape(len(table), -1)
     c = np.linalg.lstsq(np.column_stack([np.ones(len(table)), *terms.values()]), y, rcond=None)[0][1:]
     squares = np.split(c**2, np.cumsum([x.shape[1] for x in terms.values()])[:-1])
-    shares = grid.decomposition(table, y)
+    shares = lib.anova.decomposition(table, y)
     for term, each in zip(terms, squares, strict=True):
         assert shares[term] == pytest.approx(each.sum() / y.var(ddof=0), abs=1e-12)
     assert shares.sum() == pytest.approx(1)
@@ -237,16 +243,16 @@ def test_what_needs_the_whole_table_refuses_a_part():
     twice = pd.concat([table[:1], table[:-1]]).reset_index(drop=True)
     for part in (table[:-1], twice):
         with pytest.raises(InputError, match="5,831 trainings; allowed: all 5,832"):
-            grid.decomposition(part, y[: len(part)])
+            lib.anova.decomposition(part, y[: len(part)])
         with pytest.raises(InputError, match="5,831 trainings; allowed: all 5,832"):
-            grid.replays(part, 1, "replays.csv.gz")
+            lib.replay.replays(part, 1, "replays.csv.gz")
 
 
 def fake(n=5832, seed=0):
     """A table as load_grid returns it, whose val_accuracy grows by 0.01 an epoch to one that each row has drawn."""
     table, rng = whole(), np.random.default_rng(seed)
     last = rng.permutation(np.linspace(0.3, 0.9, len(table)))
-    for epoch, name in enumerate(grid.CURVES["val_accuracy"], 1):
+    for epoch, name in enumerate(lib.anova.CURVES["val_accuracy"], 1):
         table[name] = last - 0.01 * (10 - epoch)
     return table.sample(n, random_state=seed).sort_values("number").assign(state="complete", machine="this")
 
@@ -255,61 +261,61 @@ def test_accuracy_of_a_training_that_has_ended_is_its_last():
     table = fake(4)
     table.iloc[0, table.columns.get_loc("val_accuracy_4") :] = np.nan
     table.iloc[1, table.columns.get_loc("val_accuracy_1") :] = np.nan
-    assert grid.accuracy(table).tolist() == [table.val_accuracy_3.iloc[0], 0.1, *table.val_accuracy_10.iloc[2:]]
-    assert grid.accuracy(table, 2).tolist() == [table.val_accuracy_2.iloc[0], 0.1, *table.val_accuracy_2.iloc[2:]]
+    assert lib.anova.accuracy(table).tolist() == [table.val_accuracy_3.iloc[0], 0.1, *table.val_accuracy_10.iloc[2:]]
+    assert lib.anova.accuracy(table, 2).tolist() == [table.val_accuracy_2.iloc[0], 0.1, *table.val_accuracy_2.iloc[2:]]
 
 
 def test_marginals():
     table = whole()
     y = pd.Series(index(table, "optimizer") + np.where(table.batch_size == 64, 10.0, 0))
-    row = grid.marginals(table, y).loc["optimizer", "nag"]
+    row = lib.anova.marginals(table, y).loc["optimizer", "nag"]
     assert (row["count"], row["median"], row["best"]) == (972, 2, 12) and row["mean"] == pytest.approx(2 + 10 / 3)
-    assert row["std"] == pytest.approx(np.sqrt(200 / 9), rel=1e-3) and len(grid.marginals(table, y)) == 25
+    assert row["std"] == pytest.approx(np.sqrt(200 / 9), rel=1e-3) and len(lib.anova.marginals(table, y)) == 25
 
 
 def test_a_part_of_the_space_is_decomposed_as_a_space_of_its_own():
     table = whole()
     y = pd.Series(index(table, "activation") + 100.0 * (table.weight_decay == 0.5))
-    part, space = grid.part_of(table, {"weight_decay": [0, 0.0005]})
+    part, space = lib.anova.part_of(table, {"weight_decay": [0, 0.0005]})
     assert len(part) == 5832 * 2 // 3
-    assert grid.decomposition(part, y[part.index], space)["activation", ""] == pytest.approx(1)
+    assert lib.anova.decomposition(part, y[part.index], space)["activation", ""] == pytest.approx(1)
 
 
 def test_fanova_sees_the_sample_alone_and_its_agreement_is_counted():
     table = whole()
     y = pd.Series(index(table, "activation") + 0.3 * index(table, "optimizer") + 0.1 * index(table, "num_layers"))
-    draws = grid.fanova(table, y, 60, draws=2)
+    draws = lib.anova.fanova(table, y, 60, draws=2)
     assert draws.shape == (2, 8) and not draws.iloc[0].equals(draws.iloc[1])
     first, second = (table.sample(60, random_state=seed).index for seed in range(2))
-    again = grid.fanova(table, y.where(~y.index.isin(second.difference(first)), 99.0), 60, draws=2)
+    again = lib.anova.fanova(table, y.where(~y.index.isin(second.difference(first)), 99.0), 60, draws=2)
     assert again.iloc[0].equals(draws.iloc[0]) and not again.iloc[1].equals(draws.iloc[1])
-    shares = grid.decomposition(table, y)
-    near = grid.agreement(shares, pd.DataFrame([shares.xs("", level="other")[list(VALUES)]] * 3))
+    shares = lib.anova.decomposition(table, y)
+    near = lib.anova.agreement(shares, pd.DataFrame([shares.xs("", level="other")[list(VALUES)]] * 3))
     assert (near["first"], near["three"], near["error"]) == (3, 3, 0)
     single = shares.drop(("rest", "")).xs("", level="other")[list(VALUES)]
     wrong = pd.DataFrame([single, single.rename({"activation": "batch_size", "batch_size": "activation"})])[
         list(VALUES)
     ]
-    near = grid.agreement(shares, wrong)
+    near = lib.anova.agreement(shares, wrong)
     assert near["first"] == 1 and near["worst"] in ("activation", "batch_size")
     assert abs(near["worst_error"]) == pytest.approx(single.max() / 2, abs=0.01)
-    assert grid.agreement(shares, wrong, near=1)["first"] == 2
+    assert lib.anova.agreement(shares, wrong, near=1)["first"] == 2
 
 
 def test_first_epoch():
     table = fake(4)
-    for epoch, name in enumerate(grid.CURVES["val_accuracy"], 1):
+    for epoch, name in enumerate(lib.anova.CURVES["val_accuracy"], 1):
         table[name] = [0.9, 0.8 + 0.01 * epoch, 0.1, np.nan if epoch > 3 else 0.1]
-    epochs = grid.first_epoch(table, 0.855)
+    epochs = lib.anova.first_epoch(table, 0.855)
     assert epochs.tolist()[:2] == [1, 6] and epochs.isna().tolist() == [False, False, True, True]
 
 
 def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
-    monkeypatch.setattr(grid, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
+    monkeypatch.setattr(lib.replay, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
     table = fake()
-    monkeypatch.setattr(grid, "SEARCHES", [("random", False)])
-    found = grid.replays(table, 400, "replays.csv.gz")
-    regret, needed = grid.regrets(table, found, [9, 10, 100, 1000], within=0.02)
+    monkeypatch.setattr(lib.replay, "SEARCHES", [("random", False)])
+    found = lib.replay.replays(table, 400, "replays.csv.gz")
+    regret, needed = lib.replay.regrets(table, found, [9, 10, 100, 1000], within=0.02)
     share = (table.val_accuracy_10 >= 0.88).mean()  # one in 30: half of all have found one after 21 runs
     assert needed.loc[("random", False, "median"), "runs"] == pytest.approx(np.log(0.5) / np.log(1 - share), abs=4)
     assert (needed.epochs == 10 * needed.runs).all()
@@ -324,17 +330,17 @@ def test_a_training_right_on_a_bound_is_within_it():
     images = 5400 - np.arange(700)  # right out of 6,000: the best 5,400, the 30th after it is 0.005 below
     for best in range(100):  # for some of which the difference of the floats is above 0.005, for some below
         table["val_accuracy_10"] = (images - best) / 6000
-        assert (grid.regret(table) <= 0.005).sum() == 31
-    assert list(grid.regret(table).index) == list(table.number)
-    assert grid.regret(table).iloc[[0, 6]].tolist() == [0, 0.001]
+        assert (lib.replay.regret(table) <= 0.005).sum() == 31
+    assert list(lib.replay.regret(table).index) == list(table.number)
+    assert lib.replay.regret(table).iloc[[0, 6]].tolist() == [0, 0.001]
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """The rows of a whole table that searches by tpe have asked for."""
-    rows, plain = [], grid.tpe
-    monkeypatch.setattr(grid, "tpe", lambda *args: rows.append(x := plain(*args)) or x)
-    yield lambda: [int(np.ravel_multi_index(x, grid.SHAPE)) for x in rows]
+    rows, plain = [], lib.replay.tpe
+    monkeypatch.setattr(lib.replay, "tpe", lambda *args: rows.append(x := plain(*args)) or x)
+    yield lambda: [int(np.ravel_multi_index(x, lib.replay.SHAPE)) for x in rows]
 
 
 @pytest.mark.parametrize("hyperband", [False, True])
@@ -342,12 +348,12 @@ def test_tpe_suggests_what_optuna_suggests(hyperband, asked):
     """All of a search, with the same numbers drawn at random: every suggestion is a function of those before it."""
     table = fake()
     table["val_accuracy_10"] -= 0.05 * sum((index(table, name) - 1) ** 2 for name in VALUES)
-    curves, points = grid._curves(table), grid.points_of(table)
-    grid.replay(curves, points, "tpe", hyperband, 5, budget=400)
+    curves, points = lib.replay._curves(table), lib.replay.points_of(table)
+    lib.replay.replay(curves, points, "tpe", hyperband, 5, budget=400)
     sampler = optuna.samplers.TPESampler(seed=5, multivariate=True)
     study, seen = optuna.create_study(sampler=sampler, direction="maximize"), {1: [], 3: []}
     for row in asked():
-        trial = study.ask({name: grid.SPACE.space[name] for name in VALUES})
+        trial = study.ask({name: lib.anova.SPACE.space[name] for name in VALUES})
         assert [VALUES[name].index(trial.params[name]) for name in VALUES] == points[row].tolist(), trial.number
         for band in seen if hyperband else ():
             seen[band].append(curves[row, band - 1])
@@ -364,12 +370,17 @@ def test_tpe_suggests_what_optuna_suggests(hyperband, asked):
 def test_a_replay_is_what_sweep_py_would_do(search, asked):
     """The same suggestions, ended at the same bands, by the ledger of a sweep."""
     table = fake()
-    curves = grid._curves(table)
-    found = grid.replay(curves, grid.points_of(table), search, True, 3, budget=120)
+    curves = lib.replay._curves(table)
+    found = lib.replay.replay(curves, lib.replay.points_of(table), search, True, 3, budget=120)
     asked = asked() if search == "tpe" else np.random.default_rng(3).integers(5832, size=200).tolist()
     given = definition() | {"method": "random", "run_cap": 200}
     given["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
-    ledger, spent, best, expected = sweep.Ledger("sqlite:///other.db", "grid", sweep._sweep(given)), 0, -1, []
+    ledger, spent, best, expected = (
+        lib.ledger.Ledger("sqlite:///other.db", "grid", lib.sweepfile.check_sweep(given)),
+        0,
+        -1,
+        [],
+    )
     for runs, row in enumerate(asked, 1):
         trial = ledger.claim()
         ends = (e for e in range(1, 11) if ledger.verdict(trial, {"epoch": e, "val_accuracy": curves[row, e - 1]}))
@@ -387,27 +398,27 @@ def test_a_replay_is_what_sweep_py_would_do(search, asked):
 def test_tpe_finds_what_random_does_not_and_goes_on_where_it_was(tmp_path):
     table = whole()
     y = sum((index(table, name) - 1) ** 2 for name in ("optimizer", "activation", "batch_size", "weight_decay"))
-    for name in grid.CURVES["val_accuracy"]:
+    for name in lib.anova.CURVES["val_accuracy"]:
         table[name] = 0.9 - 0.02 * y - 0.0001 * table.number / 5832
     table = table.sample(frac=1, random_state=0)
-    first = grid.replays(table, 1, "replays.csv.gz")
-    both = grid.replays(table, 4, "replays.csv.gz")
+    first = lib.replay.replays(table, 1, "replays.csv.gz")
+    both = lib.replay.replays(table, 4, "replays.csv.gz")
     pd.testing.assert_frame_equal(both[both.seed < 1].reset_index(drop=True), first, check_dtype=False)
     assert set(both.table) == set(first.table) and both.number.isin(table.number).all()
-    _, needed = grid.regrets(table, both, [1000])
+    _, needed = lib.replay.regrets(table, both, [1000])
     assert needed.loc[("tpe", False, "median"), "runs"] < needed.loc[("random", False, "median"), "runs"]
-    assert grid.load_replays(table, "replays.csv.gz", 4).equals(pd.read_csv("replays.csv.gz"))
+    assert lib.replay.load_replays(table, "replays.csv.gz", 4).equals(pd.read_csv("replays.csv.gz"))
     with pytest.raises(InputError, match="has 16 replays of this table; allowed: all 20,"):
-        grid.load_replays(table, "replays.csv.gz", 5)
-    soon = grid.after(both, 5)
+        lib.replay.load_replays(table, "replays.csv.gz", 5)
+    soon = lib.replay.after(both, 5)
     for one, number in soon.items():
         mine = both[(both[["search", "hyperband", "seed"]] == list(one)).all(axis=1) & (both.runs <= 5)]
         values = table.set_index("number").val_accuracy_10[mine.number]
         assert number == mine.number.iloc[-1] and values.iloc[-1] == values.max()
     grown = table.assign(val_accuracy_1=0.1)  # another table
     with pytest.raises(InputError, match="has 0 replays of this table"):
-        grid.load_replays(grown, "replays.csv.gz", 1)
-    other = grid.replays(grown, 1, "replays.csv.gz")
+        lib.replay.load_replays(grown, "replays.csv.gz", 1)
+    other = lib.replay.replays(grown, 1, "replays.csv.gz")
     assert not set(other.table) & set(both.table)
 
 
@@ -459,25 +470,29 @@ def test_what_is_real_is_two_deviations_of_a_difference():
         for s in (-1, 0, 1)
     ]
     seeded = pd.DataFrame(rows, columns=["number", "seed", "val_accuracy", "test_accuracy"])
-    assert grid.noise(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
-    assert grid.real(seeded) == pytest.approx(2 * np.sqrt(2) * grid.noise(seeded))
-    assert grid.noise(seeded, "test_accuracy") == 0
+    assert lib.anova.noise(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+    assert lib.anova.real(seeded) == pytest.approx(2 * np.sqrt(2) * lib.anova.noise(seeded))
+    assert lib.anova.noise(seeded, "test_accuracy") == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what is committed
 
 
 def test_the_committed_table_is_whole_and_a_row_and_replays_drawn_at_random_come_out_again():
-    table, rng = grid.load_grid(), np.random.default_rng()
-    grid.check_whole(table)
+    table, rng = lib.anova.load_grid(), np.random.default_rng()
+    lib.anova.check_whole(table)
     assert (ROOT / "data" / "grid.csv.gz").stat().st_size < 5e6
     row = table.iloc[rng.integers(len(table))]
-    same = row.machine == sweep.machine()
-    again = helpers.train(dataclasses.replace(config(row), epochs=1), helpers.load_dataset("fashion_mnist")).history[0]
+    same = row.machine == lib.tables.machine()
+    again = helpers.train(
+        dataclasses.replace(config(row), epochs=1), lib.dataset.load_dataset("fashion_mnist")
+    ).history[0]
     assert again["val_accuracy"] == pytest.approx(row.val_accuracy_1, abs=0 if same else 0.05), row.number
-    stored, seed = grid.load_replays(table), int(rng.integers(1000))
-    for search, hyperband in grid.SEARCHES if same else grid.SEARCHES[:2]:  # of tpe the last bits of a density decide
-        found = grid.replay(grid._curves(table), grid.points_of(table), search, hyperband, seed)
+    stored, seed = lib.replay.load_replays(table), int(rng.integers(1000))
+    for search, hyperband in (
+        lib.replay.SEARCHES if same else lib.replay.SEARCHES[:2]
+    ):  # of tpe the last bits of a density decide
+        found = lib.replay.replay(lib.replay._curves(table), lib.replay.points_of(table), search, hyperband, seed)
         mine = stored[(stored.search == search) & (stored.hyperband == hyperband) & (stored.seed == seed)]
         assert [one[:2] for one in found] == list(zip(mine.runs, mine.epochs)), (search, hyperband, seed)
         assert table.number.iloc[[one[2] for one in found]].tolist() == mine.number.tolist()

@@ -5,7 +5,7 @@ import pytest
 
 import helpers
 from helpers import InputError
-from layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
 
 STACKS = {  # odd shapes throughout
     "dense": ((5,), lambda: [Dense(5, 7), ReLU(), Dense(7, 3)]),

@@ -13,6 +13,7 @@ import pypdf
 import pytest
 
 import grid
+import lib.anova
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,10 +152,10 @@ def test_its_outputs_belong_to_the_tables_and_versions_that_are_committed():
 
 def test_the_grid_it_tells_of_is_the_one_committed():
     said = " ".join(out.data["text/markdown"] for _, out in outputs(committed(), "text/markdown"))
-    whole = grid.load_grid()
+    whole = lib.anova.load_grid()
     assert f"The table holds all {len(whole):,} trainings." in said
-    assert f"**Best of the grid: {grid.accuracy(whole).max():.4f} validation accuracy**" in said
-    assert f"{grid.noise(grid.load_seeds(whole)):.4f} (validation)" in said
+    assert f"**Best of the grid: {lib.anova.accuracy(whole).max():.4f} validation accuracy**" in said
+    assert f"{lib.anova.noise(grid.load_seeds(whole)):.4f} (validation)" in said
     assert f"of the course's space, all {len(whole):,} trainings |" in (ROOT / "README.md").read_text()
 
 

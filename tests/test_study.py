@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lib.tables
 import study
-import sweep
-from helpers import Config, InputError, load_dataset, train
+from helpers import Config, InputError, train
+from lib.dataset import load_dataset
 
 SMALL = Config(num_layers=0, batch_size=1000, epochs=2, optimizer="sgd", learning_rate=0.1, weight_decay=0)
 STUDIES = sorted(path.stem for path in study.FOLDER.glob("*.csv"))
@@ -59,7 +60,7 @@ def test_a_loss_that_is_not_finite_is_a_row_that_says_so(tmp_path, counted):
 
 
 def test_an_interruption_loses_only_what_was_not_finished(tmp_path, monkeypatch):
-    from helpers import train_all
+    from lib.parallel import train_all
 
     configs = [replace(SMALL, seed=seed) for seed in range(2)]
 
@@ -95,9 +96,9 @@ def test_a_row_drawn_at_random_begins_again_as_stored(name):
     """Its first two epochs, which are those of the whole training."""
     table = study.load_study(name)
     row = table.iloc[np.random.default_rng().integers(len(table))]
-    history = train(replace(sweep.config_of(row), epochs=2), load_dataset(row.dataset)).history
+    history = train(replace(lib.tables.config_of(row), epochs=2), load_dataset(row.dataset)).history
     for metric in ("train_loss", "val_accuracy"):
         now, then = [one[metric] for one in history], row[f"{metric}_history"][:2]
-        assert now == then if row.machine == sweep.machine() else np.allclose(now, then, atol=0.05), json.dumps(
+        assert now == then if row.machine == lib.tables.machine() else np.allclose(now, then, atol=0.05), json.dumps(
             [now, then]
         )

@@ -31,6 +31,11 @@ import sqlalchemy
 import yaml
 
 import helpers
+import lib.ledger
+import lib.sweepfile
+import lib.tables
+import lib.tracking
+import lib.workers
 import sweep
 import train
 from helpers import Config, InputError
@@ -63,7 +68,7 @@ def broken(name):
 
 def here(name):
     """A loader of one of two machines, which begins when the other does, and gives it up soon."""
-    sweep.BEAT, sweep.GRACE = 0.2, 4
+    lib.ledger.BEAT, lib.ledger.GRACE = 0.2, 4
     Path(f"{platform.node()}.begun").touch()
     while len([*Path().glob("*.begun")]) < 2:
         time.sleep(0.1)
@@ -158,7 +163,7 @@ def workers(running):
     """The worker processes of a running sweep."""
     try:
         children = psutil.Process(running.pid).children()
-        return [one for one in children if "sweep._work" in " ".join(one.cmdline())]
+        return [one for one in children if "lib.workers.work" in " ".join(one.cmdline())]
     except psutil.Error:
         return []
 
@@ -354,8 +359,8 @@ GOOD = [  # a parameter, and what it may become
 @pytest.mark.parametrize("parameters, right", GOOD, ids=[next(iter(p)) + str(i) for i, (p, _) in enumerate(GOOD)])
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_every_distribution_that_is_taken_is_drawn_within_its_bounds(parameters, right, method, write):
-    given = sweep.read_sweep(write(definition(method=method, parameters=parameters)))
-    seen = {given.config(sweep.suggest(given, [None] * n if method == "random" else [], n)) for n in range(30)}
+    given = lib.sweepfile.read_sweep(write(definition(method=method, parameters=parameters)))
+    seen = {given.config(lib.sweepfile.suggest(given, [None] * n if method == "random" else [], n)) for n in range(30)}
     assert all(map(right, seen)) and (len(seen) > 1 or "value" in parameters[next(iter(parameters))])
     logarithmic = "log" in parameters[next(iter(parameters))].get("distribution", "")
     if logarithmic and LR in parameters:
@@ -363,17 +368,17 @@ def test_every_distribution_that_is_taken_is_drawn_within_its_bounds(parameters,
 
 
 def test_a_seed_and_a_number_decide_what_is_drawn(write):
-    given = sweep.read_sweep(write(definition()))
-    draws = [[json.dumps(sweep.suggest(given, [None] * n, seed)) for n in range(20)] for seed in (0, 0, 1)]
+    given = lib.sweepfile.read_sweep(write(definition()))
+    draws = [[json.dumps(lib.sweepfile.suggest(given, [None] * n, seed)) for n in range(20)] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2] and len(set(draws[0] + draws[2])) == 40
 
 
 def test_bayes_learns_from_the_trials_before_it(write):
     parameters = {LR: {"min": 0.0001, "max": 1.0}, "optimizer": {"values": ["sgd", "adam"]}}
-    given = sweep.read_sweep(write(definition(method="bayes", parameters=parameters)))
+    given = lib.sweepfile.read_sweep(write(definition(method="bayes", parameters=parameters)))
     trials = []
     for _ in range(40):
-        params = sweep.suggest(given, trials, 0)
+        params = lib.sweepfile.suggest(given, trials, 0)
         value = (params["optimizer"] == "adam") - abs(params[LR] - 0.3)
         if params["optimizer"] == "sgd" and params[LR] > 0.5:  # not finite: told as pruned without a value
             one = optuna.trial.create_trial(
@@ -389,12 +394,12 @@ def test_bayes_learns_from_the_trials_before_it(write):
 
 def test_the_grid_is_walked_whole_each_point_once(write):
     parameters = {"epochs": {"value": 2}, "num_layers": {"min": 1, "max": 3}, "optimizer": {"values": ["sgd", "adam"]}}
-    given = sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=None)))
+    given = lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=None)))
     assert given.count == 6
-    seen = {given.config(sweep.suggest(given, [None] * n, 0)) for n in range(6)}
+    seen = {given.config(lib.sweepfile.suggest(given, [None] * n, 0)) for n in range(6)}
     assert seen == {Config(epochs=2, num_layers=n, optimizer=o) for n in (1, 2, 3) for o in ("sgd", "adam")}
-    assert sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=4))).count == 4
-    assert sweep.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=99))).count == 6
+    assert lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=4))).count == 4
+    assert lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=99))).count == 6
 
 
 @pytest.mark.parametrize("name", ["random", "bayes", "grid"])
@@ -402,11 +407,11 @@ def test_our_files_are_what_a_stock_agent_runs(name):
     from wandb.sdk.launch.sweeps import utils
 
     path = ROOT / "sweeps" / f"{name}.yaml"
-    given = sweep.read_sweep(path)
+    given = lib.sweepfile.read_sweep(path)
     assert utils.load_sweep_config(str(path))["name"] == name == given.definition["method"] == given.name
     assert given.metric == "val_accuracy" and given.sign == 1
     for n in range(20):
-        config = given.config(sweep.suggest(given, [None] * n if name != "bayes" else [], n))
+        config = given.config(lib.sweepfile.suggest(given, [None] * n if name != "bayes" else [], n))
         args = {key: {"value": getattr(config, key)} for key in given.space}
         argv = utils.create_sweep_command_args({"args": args})["args"]  # as the agent calls train.py
         assert train.read_config(train.parse(argv)) == config
@@ -418,12 +423,14 @@ def test_our_spaces():
         "learning_rate": {1e-3, 1e-4}, "optimizer": set(helpers.OPTIMIZERS), "batch_size": {16, 32, 64},
         "weight_init": {"random", "Xavier"}, "activation": {"sigmoid", "tanh", "ReLU"},
     }  # fmt: skip
-    grid, random, bayes = (sweep.read_sweep(ROOT / "sweeps" / f"{name}.yaml") for name in ("grid", "random", "bayes"))
-    assert {name: set(sweep._choices(one)) for name, one in grid.space.items()} == course
+    grid, random, bayes = (
+        lib.sweepfile.read_sweep(ROOT / "sweeps" / f"{name}.yaml") for name in ("grid", "random", "bayes")
+    )
+    assert {name: set(lib.sweepfile.choices(one)) for name, one in grid.space.items()} == course
     assert 2 * grid.count == 11_664 and random.count == 100 and bayes.count == 50 and bayes.bands
     for name in set(course) - {"learning_rate", "epochs"}:
-        assert course[name] < set(sweep._choices(random.space[name])) or course[name] == set(
-            sweep._choices(random.space[name])
+        assert course[name] < set(lib.sweepfile.choices(random.space[name])) or course[name] == set(
+            lib.sweepfile.choices(random.space[name])
         )
     assert random.space["learning_rate"].log and random.space["learning_rate"].low == 1e-4
 
@@ -438,7 +445,7 @@ BANDS = [
 
 @pytest.mark.parametrize("keys, bands", BANDS)
 def test_the_epochs_at_which_hyperband_looks(keys, bands, write):
-    given = sweep.read_sweep(write(definition(early_terminate={"type": "hyperband", **keys})))
+    given = lib.sweepfile.read_sweep(write(definition(early_terminate={"type": "hyperband", **keys})))
     assert given.bands[: len(bands)] == bands and (len(given.bands) == len(bands) or "min_iter" in keys)
 
 
@@ -447,8 +454,8 @@ def test_the_epochs_at_which_hyperband_looks(keys, bands, write):
 
 def begin(path, seed=0):
     """The ledger of a sweep that is begun, or gone on with."""
-    given = sweep.read_sweep(path)
-    return sweep.Ledger("sqlite:///optuna.db", given.name, given, seed)
+    given = lib.sweepfile.read_sweep(path)
+    return lib.ledger.Ledger("sqlite:///optuna.db", given.name, given, seed)
 
 
 @pytest.fixture
@@ -460,15 +467,15 @@ def ledger(write):
 
 def outcome(state="complete", **changes):
     """What a worker would write down."""
-    row = dict.fromkeys(sweep.RESULTS, 0.5) | {name: [0.5] for name in sweep.HISTORIES}
-    return row | {"state": state, "machine": sweep.machine(), **changes}
+    row = dict.fromkeys(lib.tables.RESULTS, 0.5) | {name: [0.5] for name in lib.tables.HISTORIES}
+    return row | {"state": state, "machine": lib.tables.machine(), **changes}
 
 
 def train_here(path):
     """The table of a sweep whose trials are trained in this process."""
     ledger = begin(path)
     while trial := ledger.claim():
-        ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled"))
+        ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled"))
     return ledger.table()
 
 
@@ -503,9 +510,9 @@ def test_a_zombie_is_dead(ledger):
 
 def test_another_machine_is_dead_when_it_has_not_been_seen_for_a_while(ledger):
     trial = ledger.claim()
-    owned(ledger, trial, node="elsewhere", pid=2**22 + 1, seen=time.time() - sweep.GRACE + 5)
+    owned(ledger, trial, node="elsewhere", pid=2**22 + 1, seen=time.time() - lib.ledger.GRACE + 5)
     assert ledger.claim().number == 1
-    owned(ledger, trial, node="elsewhere", seen=time.time() - sweep.GRACE - 5)
+    owned(ledger, trial, node="elsewhere", seen=time.time() - lib.ledger.GRACE - 5)
     assert ledger.claim().number == trial.number
     before = ledger.trials()[0].user_attrs["owner"]["seen"]
     ledger.beat(trial)
@@ -514,15 +521,15 @@ def test_another_machine_is_dead_when_it_has_not_been_seen_for_a_while(ledger):
 
 def test_a_living_owner_is_seen_in_time(ledger, monkeypatch):
     beats = []
-    monkeypatch.setattr(sweep, "BEAT", 0)
-    monkeypatch.setattr(sweep.Ledger, "beat", lambda self, trial: beats.append(trial.number))
-    sweep._train(ledger, ledger.claim(), tiny, "disabled")
+    monkeypatch.setattr(lib.ledger, "BEAT", 0)
+    monkeypatch.setattr(lib.ledger.Ledger, "beat", lambda self, trial: beats.append(trial.number))
+    lib.workers.train_trial(ledger, ledger.claim(), tiny, "disabled")
     assert beats == [0, 0, 0]
 
 
 def test_a_trial_that_ends_every_process_has_failed_and_the_sweep_goes_on(ledger):
     trial = ledger.claim()
-    for _ in range(sweep.ATTEMPTS - 1):
+    for _ in range(lib.ledger.ATTEMPTS - 1):
         owned(ledger, trial, born=0)
         assert ledger.claim().number == trial.number
     owned(ledger, trial, born=0)
@@ -536,7 +543,7 @@ def test_a_trial_that_wants_more_memory_than_there_is_has_failed(ledger):
         raise MemoryError("Unable to allocate 9 TiB")
 
     trial = ledger.claim()
-    ledger.finish(trial, sweep._train(ledger, trial, tiny, "disabled", greedy))
+    ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", greedy))
     assert list(ledger.table()[["state", "stopped"]].iloc[0]) == ["failed", "Unable to allocate 9 TiB"]
 
 
@@ -601,7 +608,7 @@ def test_only_the_same_sweep_is_gone_on_with(changes, seed, key, write):
             begin(path, seed)
     else:
         assert begin(path, seed).claim().number == 0
-        assert sweep.results("small", folder=".").attrs["definition"] == sweep.read_sweep(path).definition
+        assert sweep.results("small", folder=".").attrs["definition"] == lib.sweepfile.read_sweep(path).definition
 
 
 def test_a_password_is_not_shown(monkeypatch, capsys, write):
@@ -637,12 +644,12 @@ def test_a_sweep_from_file_to_table(write, tmp_path, monkeypatch, capsys):
     )
     pd.testing.assert_frame_equal(table, loaded, check_dtype=False)
     assert table.attrs == loaded.attrs and table.attrs["wall_seconds"] > table.seconds.sum() / 2
-    assert list(table.columns) == sweep.COLUMNS and list(table.number) == list(range(12))
+    assert list(table.columns) == lib.tables.COLUMNS and list(table.number) == list(range(12))
     assert {"complete", "not finite"} <= set(table.state) and set(table.state) <= {"complete", "pruned", "not finite"}
     for row in table.itertuples():
-        config = Config(**{name: getattr(row, name) for name in sweep.FIELDS})
+        config = Config(**{name: getattr(row, name) for name in lib.tables.FIELDS})
         alone = helpers.train(config, tiny("")).history[: len(row.val_accuracy_history)]
-        for metric in train.METRICS:
+        for metric in helpers.METRICS:
             assert getattr(row, f"{metric}_history") == [one[metric] for one in alone]
             last = getattr(row, metric)
             assert pd.isna(last) if row.state == "not finite" else last == alone[-1][metric]
@@ -663,7 +670,7 @@ def test_a_sweep_from_file_to_table(write, tmp_path, monkeypatch, capsys):
     assert sorted(runs) == list(range(12))
     for row in table.itertuples():
         run = runs[row.number]
-        assert run.run.display_name == Config(**{name: run.config[name] for name in sweep.FIELDS}).run_name
+        assert run.run.display_name == Config(**{name: run.config[name] for name in lib.tables.FIELDS}).run_name
         assert len(run.history) == len(row.val_accuracy_history) and run.config["learning_rate"] == row.learning_rate
     capsys.readouterr()
     for n in (0, int(table.number[table.state == "not finite"].iloc[0])):
@@ -711,7 +718,7 @@ def test_a_table_that_was_made_up_is_found_out(write, capsys):
     ],
 )
 def test_agree(then, now, same_machine, agrees):
-    assert sweep.agree(then, now, same_machine) is agrees
+    assert lib.tables.agree(then, now, same_machine) is agrees
 
 
 def test_the_same_file_and_seed_give_the_same_trials_whatever_is_killed(write, tmp_path):
@@ -764,9 +771,9 @@ def test_nothing_is_lost_or_counted_twice_over_random_kills(write):
     assert recorded.items() <= done.items() and sorted(done) == list(range(count)), f"seed {seed}"
     table = sweep.load_results("small", folder=".")
     assert list(table.number) == list(range(count)) and set(table.state) == {"complete"}
-    given = sweep.read_sweep(argv[0])
-    drawn = [given.config(sweep.suggest(given, [None] * n, 0)) for n in range(count)]
-    assert [Config(**{name: row[name] for name in sweep.FIELDS}) for _, row in table.iterrows()] == drawn
+    given = lib.sweepfile.read_sweep(argv[0])
+    drawn = [given.config(lib.sweepfile.suggest(given, [None] * n, 0)) for n in range(count)]
+    assert [Config(**{name: row[name] for name in lib.tables.FIELDS}) for _, row in table.iterrows()] == drawn
     assert len({json.dumps(asdict(one)) for one in drawn}) == count  # fresh suggestions throughout
     assert (
         sweep.main([*map(str, argv), "--folder", "."], load=tiny) == 0 and finished() == done
@@ -923,12 +930,12 @@ class FakeServer:
 
     def agent(self, sweep_id, project=None, entity=None):
         self.agents.append((sweep_id, project, entity, os.getcwd(), shutil.which("python")))
-        given = sweep._sweep(self.given)
+        given = lib.sweepfile.check_sweep(self.given)
         for n in range(given.count):
-            config = given.config(sweep.suggest(given, [None] * n, 0))
+            config = given.config(lib.sweepfile.suggest(given, [None] * n, 0))
             history = helpers.train(config, tiny("")).history
             run = SimpleNamespace(config=asdict(config) | {"_wandb": {}}, state=["finished", "killed", "failed"][n % 3])
-            run.summary = train.train_and_log(config, tiny(""), test=False) | {"_step": 3}
+            run.summary = lib.tracking.train_and_log(config, tiny(""), test=False) | {"_step": 3}
             run.created_at = f"2026-01-01T00:00:{n:02}Z"
             run.scan_history = lambda keys, history=history: [{key: row[key] for key in keys} for row in history]
             self.runs.insert(0, run)  # the newest first
@@ -952,9 +959,9 @@ def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
     assert server.given["run_cap"] == 3 and server.where == (None, "CS6910_Assignment_1")
     assert server.agents[0][3] == str(ROOT) and server.agents[0][4] == str(Path(sys.executable).parent / "python")
     table = sweep.load_results("small", folder=".")
-    assert list(table.columns) == sweep.COLUMNS and list(table.state) == ["complete", "pruned", "failed"]
+    assert list(table.columns) == lib.tables.COLUMNS and list(table.state) == ["complete", "pruned", "failed"]
     local = train_here(write(definition(run_cap=3)))
-    same = [*sweep.FIELDS, *train.METRICS, "best_val_accuracy", *sweep.HISTORIES]
+    same = [*lib.tables.FIELDS, *helpers.METRICS, "best_val_accuracy", *lib.tables.HISTORIES]
     pd.testing.assert_frame_equal(table[same], local[same])
     server.runs[-1].config["epochs"] += 1  # finished, and yet short of an epoch
     assert sweep._row_from_wandb(0, server.runs[-1])["state"] == "pruned"
@@ -972,10 +979,10 @@ def test_wandb_without_a_key_ends_in_a_sentence(write):
 
 
 def test_quick_is_another_sweep_of_four_trials_of_one_epoch(write):
-    given = sweep.read_sweep(write(definition()), quick=True)
+    given = lib.sweepfile.read_sweep(write(definition()), quick=True)
     assert (given.name, given.count) == ("small-quick", 4)
-    assert {given.config(sweep.suggest(given, [None] * n, 0)).epochs for n in range(9)} == {1}
-    assert sweep.read_sweep(write(definition()), count=2, quick=True).count == 2
+    assert {given.config(lib.sweepfile.suggest(given, [None] * n, 0)).epochs for n in range(9)} == {1}
+    assert lib.sweepfile.read_sweep(write(definition()), count=2, quick=True).count == 2
 
 
 def test_results_that_are_missing_are_run(monkeypatch, tmp_path):
@@ -989,7 +996,7 @@ def test_results_that_are_missing_are_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", TABLES or [pytest.param("none", marks=pytest.mark.skip("no table in data/sweeps"))])
 def test_two_rows_drawn_at_random_from_each_table_come_out_again(name):
     table = sweep.load_results(name)
-    given = sweep._sweep(table.attrs["definition"])
+    given = lib.sweepfile.check_sweep(table.attrs["definition"])
     assert len(table) == given.count and "running" not in set(table.state)
     quick = table[(table.state != "failed") & (table.seconds <= table.seconds.quantile(0.3))]  # for the test's own time
     numbers = np.random.default_rng().choice(quick.number, 2, replace=False)

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 import towards95
-from helpers import InputError, load_dataset
-from sweep import machine
+from helpers import InputError
+from lib.dataset import load_dataset
+from lib.tables import machine
 from towards95 import ABLATION, FINAL, FOLDER, Recipe, augment, build, lesson, rate, soft_cross_entropy, train
 
 SMALL = Recipe(widths=(12, 9), epochs=3, batch_size=64, learning_rate=0.01)

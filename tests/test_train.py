@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 import helpers
+import lib.dataset
+import lib.tracking
 import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -330,7 +332,7 @@ def test_damaged_or_foreign_checkpoint(run, content, tmp_path):
 
 
 def test_missing_data(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "load_dataset", lambda name: helpers.load_dataset(name, data_dir=tmp_path))
+    monkeypatch.setattr(train, "load_dataset", lambda name: lib.dataset.load_dataset(name, data_dir=tmp_path))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     status, result, err = run(*SMALL)
     assert (status, result, len(err)) == (2, None, 1) and "fashion_mnist is missing" in err[0]
@@ -346,7 +348,7 @@ def test_a_disk_that_fails_is_one_sentence(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "n.npz")
 
-    monkeypatch.setattr(train, "save_network", full)
+    monkeypatch.setattr(lib.tracking, "save_network", full)
     status, _, err = run(*SMALL, "--save", "n.npz")
     assert status == 2 and "No space left" in err[-1] and len(err) == 3
 
@@ -388,11 +390,11 @@ def test_result_is_complete_and_agrees_with_helpers(run, tmp_path):
 def test_the_test_set_stays_closed_unless_asked(monkeypatch):
     data = tiny_dataset()
     closed = helpers.Dataset(data.name, NAMES, data.x_train, data.y_train, data.x_val, data.y_val, None, None)
-    result = train.train_and_log(helpers.Config(epochs=1), closed, test=False)
+    result = lib.tracking.train_and_log(helpers.Config(epochs=1), closed, test=False)
     assert result["test_accuracy"] is None and result["val_accuracy"] > 0
     predicted = []
     monkeypatch.setattr(helpers.Network, "predict", lambda self, x: predicted.append(len(x)) or np.eye(10)[data.y_test])
-    assert train.train_and_log(helpers.Config(epochs=3), data)["test_accuracy"] == 1
+    assert lib.tracking.train_and_log(helpers.Config(epochs=3), data)["test_accuracy"] == 1
     assert predicted == [100]  # once
 
 
@@ -416,7 +418,7 @@ def test_divergence_of_a_real_process():
 def test_on_epoch_can_stop(tmp_path):
     rows = []
     config = helpers.Config(epochs=9, num_layers=1, hidden_size=16)
-    result = train.train_and_log(
+    result = lib.tracking.train_and_log(
         config, tiny_dataset(), on_epoch=lambda row: rows.append(row) or ("enough" if len(rows) == 3 else None)
     )
     assert result["stopped"] == "enough" and len(rows) == 3
@@ -500,7 +502,7 @@ def fake_wandb(monkeypatch, tmp_path):
     fake.Image = call("Image", lambda pixels, caption: caption)
     matrix = SimpleNamespace(table=SimpleNamespace(bind_to_run=lambda *_: None))
     fake.plot = SimpleNamespace(confusion_matrix=call("plot", lambda **kwargs: matrix))
-    monkeypatch.setattr(train, "quiet_wandb", lambda: fake)
+    monkeypatch.setattr(lib.tracking, "quiet_wandb", lambda: fake)
     return fake
 
 
@@ -543,7 +545,7 @@ def test_an_exception_of_on_epoch_finishes_the_run(fake_wandb):
         raise LookupError("pruned")
 
     with pytest.raises(LookupError, match="pruned"):
-        train.train_and_log(helpers.Config(epochs=2), tiny_dataset(), mode="offline", on_epoch=prune)
+        lib.tracking.train_and_log(helpers.Config(epochs=2), tiny_dataset(), mode="offline", on_epoch=prune)
     assert fake_wandb.finished == [1] and [step for step, _ in fake_wandb.rows] == [1]
 
 
@@ -553,7 +555,7 @@ def test_a_failed_training_is_a_failed_run(run, fake_wandb):
 
 
 def test_group_and_name_reach_wandb(fake_wandb):
-    train.train_and_log(
+    lib.tracking.train_and_log(
         helpers.Config(epochs=1), tiny_dataset(), mode="offline", group="bayes", name="me", project="p", test=False
     )
     about = fake_wandb.inits[0]
@@ -678,7 +680,7 @@ def test_real_data(tmp_path, dataset, least):
     status, out, _ = process(*argv, real=True)
     result = json.loads(out)
     assert status == 0 and result["test_accuracy"] > least and result["val_accuracy"] > least
-    data = helpers.load_dataset(dataset)
+    data = lib.dataset.load_dataset(dataset)
     network = helpers.load_network(tmp_path / "n.npz")
     assert helpers.evaluate(network, data.x_test, data.y_test)[1] == result["test_accuracy"]
 

@@ -14,6 +14,8 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import helpers
+import lib.dataset
+import lib.parallel
 from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, WEIGHT_INITS, Config, InputError, Network, train
 
 RATES = {"sgd": 0.1, "momentum": 0.03, "nag": 0.03, "rmsprop": 1e-3, "adam": 1e-3, "nadam": 1e-3}
@@ -223,8 +225,8 @@ helpers.save_network(sys.argv[4], helpers.train(config, data, checkpoint=sys.arg
 
 def test_many_trainings_come_back_in_order_with_whole_networks():
     configs = [Config(seed=s, epochs=1, num_layers=1, hidden_size=8, batch_size=2000) for s in (3, 1)]
-    results = list(helpers.train_all(configs, keep_best=True))
-    data = helpers.load_dataset("fashion_mnist")
+    results = list(lib.parallel.train_all(configs, keep_best=True))
+    data = lib.dataset.load_dataset("fashion_mnist")
     for config, result in zip(configs, results, strict=True):
         assert (result.network.theta == train(config, data).network.theta).all()
         assert np.shares_memory(result.network.W[0], result.network.theta)
@@ -235,9 +237,10 @@ def test_trainings_side_by_side_end_with_the_parent_that_was_killed():
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import helpers
+import lib.parallel
 if __name__ == "__main__":
     print("begun", flush=True)
-    list(helpers.train_all([helpers.Config(epochs=10**6, hidden_size=8, seed=s) for s in range(4)], 2))
+    list(lib.parallel.train_all([helpers.Config(epochs=10**6, hidden_size=8, seed=s) for s in range(4)], 2))
 """
     parent = subprocess.Popen([sys.executable, "-c", code, os.path.dirname(helpers.__file__)], stdout=subprocess.PIPE)
     parent.stdout.readline()
@@ -364,7 +367,7 @@ def test_every_optimiser_learns_fashion_mnist(optimizer, fashion, tiny_config):
 
 
 def test_a_sane_result_on_mnist_test_images(tiny_config):
-    data = helpers.load_dataset("mnist")
+    data = lib.dataset.load_dataset("mnist")
     result = train(tiny_config(dataset="mnist", optimizer="adam", hidden_size=64, batch_size=64), data)
     assert helpers.evaluate(result.network, data.x_test, data.y_test)[1] >= 0.955
 

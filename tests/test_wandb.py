@@ -24,6 +24,8 @@ from test_train import COURSE, METRICS, NAMES, OUTCOME, command, tiny_dataset
 from wandb_server import Server
 
 import helpers
+import lib.anova
+import lib.tables
 import study
 import sweep
 
@@ -231,10 +233,10 @@ def test_sweep_py_runs_a_sweep_on_wandb(server, tmp_path):
     assert "wandb agent somebody/p/sweep000" in done.err
     as_told(server)
     table = sweep.load_results("small", tmp_path / "tables")
-    assert list(table.columns) == sweep.COLUMNS and list(table.state) == ["complete"] * 2
+    assert list(table.columns) == lib.tables.COLUMNS and list(table.state) == ["complete"] * 2
     for (_, row), run in zip(table.iterrows(), server.runs.values()):
         (logged,) = server.history(run.id)
-        assert sweep.config_of(row) == helpers.Config(**config_of(run))
+        assert lib.tables.config_of(row) == helpers.Config(**config_of(run))
         assert [row[f"{name}_history"] for name in METRICS] == [[logged[name]] for name in METRICS]
         assert row.val_accuracy == logged["val_accuracy"] and row.best_epoch == 1
     no_key(server, tmp_path, done)
@@ -291,7 +293,10 @@ def test_offline_runs_of_the_local_engine_are_synced_without_loss(server, tmp_pa
     for run in server.runs.values():
         row, rows = table.loc[int(run.id.split("-")[-1])], server.history(run.id)
         assert (run.project, run.group, run.state, run.exit_code) == ("p", "small", "finished", 0)
-        assert sweep.config_of(row) == helpers.Config(**config_of(run)) and run.name == sweep.config_of(row).run_name
+        assert (
+            lib.tables.config_of(row) == helpers.Config(**config_of(run))
+            and run.name == lib.tables.config_of(row).run_name
+        )
         assert [row[f"{name}_history"] for name in METRICS] == [[one[name] for one in rows] for name in METRICS]
         assert run.summary["best_val_accuracy"] == row.best_val_accuracy and len(rows) == 3
     no_key(server, tmp_path, done, synced)
@@ -302,8 +307,8 @@ def test_offline_runs_of_the_local_engine_are_synced_without_loss(server, tmp_pa
 
 def written(server, folder, **env):
     """Run wandb_report.py twice, with the importance of few runs, as that takes long."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep, wandb_report as r; "
-    code += "r.importance = lambda table: sweep.importance(table.head(12)); sys.exit(r.main() or r.main())"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep, lib.anova, wandb_report as r; "
+    code += "r.importance = lambda table: lib.anova.importance(table.head(12)); sys.exit(r.main() or r.main())"
     return process([sys.executable, "-c", code], environment(server, folder, **env), folder)
 
 
@@ -365,7 +370,7 @@ def test_the_report_has_the_panels_of_the_reference_and_computed_tables(project,
     top = max(table.best_val_accuracy.max() for table in sweeps)
     assert f"| {top:.4f} |" in tables[0].splitlines()[2] and tables[0].count("\n") == 11
     for table, text in zip(sweeps, tables[1:3]):
-        first = sweep.importance(table.head(12)).iloc[0]
+        first = lib.anova.importance(table.head(12)).iloc[0]
         assert text.splitlines()[2] == f"| {first['name']} | {first.importance:.3f} ± {first.deviation:.3f} |"
     for loss, t in losses.groupby("loss"):
         (line,) = [line for line in tables[3].splitlines() if loss in line]

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from helpers import write_atomically
 
-FIGURES = Path(__file__).resolve().parent / "figures"
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
 WIDTH = 7.0  # inches: the text width of the PDF, so that a font size here is the size on paper
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vPX*"

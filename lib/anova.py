@@ -1,0 +1,175 @@
+"""The table of the whole grid, and what it says: exactly over the full factorial, and estimated by a random forest."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import create_trial
+
+from helpers import InputError
+from lib.dataset import DATA_DIR, ROOT
+from lib.sweepfile import check_sweep, read_sweep
+
+TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
+SPACE = read_sweep(ROOT / "sweeps" / "grid.yaml")
+EPOCHS = SPACE.space["epochs"].choices[0]
+VALUES = {name: list(each.choices) for name, each in SPACE.space.items() if name != "epochs"}
+PARAMETERS = list(VALUES)
+TESTED = (5, 10)
+CURVES = {metric: [f"{metric}_{epoch}" for epoch in range(1, EPOCHS + 1)] for metric in ("val_accuracy", "train_loss")}
+TESTS = [f"test_accuracy_{epoch}" for epoch in TESTED]
+ABOUT = ["state", "stopped", "seconds", "machine"]
+SEEDED = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
+COLUMNS = ["number", *PARAMETERS, *ABOUT, *TESTS, *CURVES["val_accuracy"], *CURVES["train_loss"]]
+
+
+def load_grid(path=TABLE):
+    """The table of the grid, finished or not: a row for each training, in the order in which they were given.
+
+    Columns: number; the course's parameters; state (complete, pruned, not finite) and why it stopped; seconds of
+    processor time; machine; test_accuracy_5 and _10; val_accuracy and train_loss of epochs 1 to 10 (val_accuracy_1,
+    ...), empty after the epoch in which a training has ended. Raises InputError where there is no such table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(CURVES["train_loss"], np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); allowed: what `python grid.py export` writes") from None
+    if list(table.columns) != COLUMNS or table.number.duplicated().any():
+        raise InputError(f"{path} is not a table of the grid; allowed: what `python grid.py export` writes")
+    return table
+
+
+def accuracy(table, epoch=EPOCHS):
+    """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
+    return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
+
+
+def first_epoch(table, floor):
+    """The epoch in which each training first passes a val_accuracy of `floor`; NaN where none does."""
+    passed = table[CURVES["val_accuracy"]].to_numpy() > floor
+    return pd.Series(np.where(passed.any(axis=1), 1.0 + passed.argmax(axis=1), np.nan), table.index)
+
+
+def part_of(table, values):
+    """The rows whose parameters have one of these values, {name: values}, and the space that they are from."""
+    return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
+
+
+def importance(table, metric="best_val_accuracy", seeds=range(3)):
+    """What the parameters of a sweep had to do with `metric`: a table with name, importance, deviation, correlation.
+
+    importance: the share of the variance that goes with the parameter by itself, from fANOVA's random forest (Hutter,
+    Hoos & Leyton-Brown, 2014); mean and standard deviation over `seeds`. correlation: Spearman's, -1 to 1, of numbers;
+    names have a row for each value ("optimizer: adam"): with having it. Trials without `metric` are left out.
+    """
+    import pandas as pd
+
+    space = {name: d for name, d in check_sweep(table.attrs["definition"]).space.items() if not d.single()}
+    table = table.dropna(subset=metric)
+    study = optuna.create_study(direction="maximize")
+    for row in table[[*space, metric]].to_dict("records"):
+        params = {
+            name: next((c for c in getattr(d, "choices", []) if c == row[name]), row[name]) for name, d in space.items()
+        }
+        study.add_trial(create_trial(params=params, distributions=space, value=row[metric]))
+    forests = [optuna.importance.FanovaImportanceEvaluator(seed=seed).evaluate(study) for seed in seeds]
+    forests, rows = pd.DataFrame(forests), []
+    for name in forests.mean().sort_values(ascending=False).index:
+        row = {"name": name, "importance": forests[name].mean(), "deviation": forests[name].std()}
+        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name]):
+            rows.append(row)
+            rows += [
+                {"name": f"{name}: {value}", "correlation": (table[name] == value).corr(table[metric], "spearman")}
+                for value in sorted(set(table[name]))
+            ]
+        else:
+            rows.append(row | {"correlation": table[name].corr(table[metric], "spearman")})
+    return pd.DataFrame(rows)
+
+
+def marginals(table, y):
+    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y."""
+    parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
+    return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
+
+
+def check_whole(table, space=VALUES):
+    """Raise InputError unless the table has each point of the space {parameter: its values} once."""
+    size, there = math.prod(map(len, space.values())), len(table.drop_duplicates(list(space)))
+    if not there == len(table) == size:
+        raise InputError(f"the table has {there:,} trainings; allowed: all {size:,}, which `python grid.py` makes")
+
+
+def decomposition(table, y, space=VALUES):
+    """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
+
+    The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
+    parameters (Hoeffding, 1948; Hutter, Hoos & Leyton-Brown, 2014). Over all points f_i is the mean of y - m where x_i
+    is given, f_ij the mean where both are, less f_i and f_j; a share is the mean of f^2 by the variance of y.
+
+    space: {parameter: its values}. Returns a Series by (name, other), "" for one alone. Raises InputError for a table
+    that is not whole.
+    """
+    check_whole(table, space)
+    y = y - y.mean()
+    mean = {name: y.groupby(table[name]).transform("mean") for name in space}
+    terms = {(name, ""): mean[name] for name in space}
+    for a, b in combinations(space, 2):
+        terms[a, b] = y.groupby([table[a], table[b]]).transform("mean") - mean[a] - mean[b]
+    shares = pd.Series({term: (f**2).mean() / (y**2).mean() for term, f in terms.items()}).sort_values(ascending=False)
+    shares["rest", ""] = 1 - shares.sum()
+    return shares.rename_axis(["name", "other"])
+
+
+def fanova(table, y, runs, draws=5):
+    """What fANOVA's random forest (sweep.importance) makes of so many rows drawn at random: of each draw a row, its
+    estimate of the share of each parameter by itself."""
+    rows = []
+    for seed in range(draws):
+        sample = table.sample(runs, random_state=seed).assign(y=y)
+        sample.attrs = {"definition": SPACE.definition}
+        rows.append(importance(sample, "y", [seed]).dropna(subset="importance").set_index("name").importance)
+    return pd.DataFrame(rows, columns=PARAMETERS).reset_index(drop=True)
+
+
+def singles(shares):
+    """The `shares` of single parameters, largest first."""
+    return shares.drop(("rest", "")).xs("", level="other")
+
+
+def largest(shares, near=0.01):
+    """The largest of the `singles`, and those at most `near` below it: as large, for a reader."""
+    single = singles(shares)
+    return single[single >= single.max() - near]
+
+
+def agreement(shares, draws, near=0.01):
+    """How well the draws of `fanova` agree with the `shares` of single parameters: in how many the first is one of the
+    `largest`, and in how many the first three are the first three; the mean size of an error, and the parameter of the
+    largest mean error."""
+    single, first = singles(shares), largest(shares, near)
+    wrong, named = draws - single[draws.columns], [row.nlargest(3).index for _, row in draws.iterrows()]
+    worst = wrong.mean().abs().idxmax()
+    return {
+        "first": sum(names[0] in first for names in named),
+        "three": sum(set(names) == set(single.index[:3]) for names in named),
+        "error": wrong.abs().to_numpy().mean(),
+        "worst": worst,
+        "worst_error": wrong[worst].mean(),
+        "worst_deviation": wrong[worst].std(),
+    }
+
+
+def noise(seeded, metric="val_accuracy", floor=0.8):
+    """Standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`: what collapses
+    under one seed and learns under another is a matter of its own."""
+    by = seeded.groupby("number")[metric].agg(["mean", "var"])
+    return math.sqrt(by["var"][by["mean"] > floor].mean())
+
+
+def real(seeded, metric="val_accuracy"):
+    """The least difference of two single trainings that is called real: two standard deviations of one, 2 sqrt(2)
+    `noise`."""
+    return 2 * math.sqrt(2) * noise(seeded, metric)

@@ -1,0 +1,119 @@
+"""The data sets: read by TensorFlow Datasets, checked, decoded once, kept as one memory-mapped file."""
+
+import warnings
+import zlib
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+
+from helpers import DATASETS, Dataset, InputError, _choice, _number, write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_DIR = ROOT / "data"
+N_TRAIN, N_VAL, N_TEST = 54_000, 6_000, 10_000
+N = N_TRAIN + N_VAL + N_TEST
+
+
+def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
+    """The data set `name`, read by TFDS from `data_dir`; `seed` draws the 10 % of the training images held out.
+
+    Decoded once, then kept in data_dir/cache as one memory-mapped file that all processes share. Its name carries the
+    state of the prepared files it was made from and its own checksum: a stale or damaged cache is built anew.
+    Raises InputError where the data set is missing and cannot be downloaded, or where a file is corrupted.
+    """
+    _choice("dataset", name, DATASETS)
+    seed = _number("seed", seed, int, "[0, inf)")
+    folder, cache = Path(data_dir) / name, Path(data_dir) / "cache"
+    if not folder.is_dir():
+        _download(name, data_dir)
+    state = [(p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(folder)]
+    prefix = f"{name}-split{seed}-{zlib.crc32(repr(state).encode()):08x}-"
+    found = [flat for flat in map(_open_cache, cache.glob(f"{prefix}*.npy")) if flat is not None]
+    flat = found[0] if found else _build_cache(name, seed, folder, cache, prefix)
+    images, labels = flat[: N * 784].reshape(N, 784), flat[N * 784 :]
+    names = list(folder.glob("*/label.labels.txt"))  # MNIST has none: its classes are the digits
+    class_names = names[0].read_text().split("\n") if names else "0123456789"
+    parts = slice(0, N_TRAIN), slice(N_TRAIN, N_TRAIN + N_VAL), slice(N_TRAIN + N_VAL, N)
+    return Dataset(name, tuple(filter(None, class_names)), *(both[part] for part in parts for both in (images, labels)))
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _open_cache(path):
+    """The flat array in a cache file, or None where its size or its checksum is not what it should be."""
+    try:
+        flat = np.asarray(np.load(path, mmap_mode="r"))  # still mapped, but a plain array: faster to index
+    except (OSError, ValueError, EOFError):
+        return None
+    return flat if flat.shape == (N * 785,) and path.stem.endswith(f"{zlib.crc32(flat):08x}") else None
+
+
+def _build_cache(name, seed, folder, cache, prefix):
+    """Check the prepared files, decode them, and write all images, then all labels, in the order train, val, test."""
+    sums = folder.parent / "SHA256SUMS"
+    expected = dict(line.split()[::-1] for line in sums.read_text().splitlines()) if sums.is_file() else {}
+    for path in _files(folder) if expected else []:
+        key = path.relative_to(folder.parent).as_posix()
+        if sha256(path.read_bytes()).hexdigest() != expected.pop(key, None):
+            raise InputError(f"{path} is corrupted: its SHA-256 is not the one in {sums}; restore it with git checkout")
+    missing = [key for key in expected if key.startswith(f"{name}/")]
+    if missing:
+        raise InputError(f"{folder.parent / missing[0]} is missing; restore it with git checkout")
+    images, labels = _decode(name, folder.parent)
+    order = np.random.default_rng(seed).permutation(N_TRAIN + N_VAL)
+    order = np.concatenate([order, np.arange(N_TRAIN + N_VAL, N)])
+    flat = np.concatenate([images[order].ravel(), labels[order]])
+    path = cache / f"{prefix}{zlib.crc32(flat):08x}.npy"
+    try:
+        cache.mkdir(exist_ok=True)
+        with write_atomically(path) as file:
+            np.save(file, flat)
+    except OSError as error:
+        warnings.warn(f"{name} will be decoded again next time: cannot write {path}: {error.strerror}", stacklevel=3)
+        return flat
+    for old in set(cache.glob(f"{name}-split{seed}-*.npy")) - {path}:
+        old.unlink(missing_ok=True)  # a process that has it mapped keeps it
+    return _open_cache(path)
+
+
+def _decode(name, data_dir):
+    """Images (N, 784) and labels (N,), uint8, in the order TFDS stores them: training images, then test images."""
+    import tensorflow_datasets as tfds
+    from PIL.PngImagePlugin import PngImageFile
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES  # without TensorFlow, TFDS takes three times as long to decode
+    images, labels, n = np.empty((N, 784), np.uint8), np.empty(N, np.uint8), 0
+    for split in ("train", "test"):
+        source = tfds.data_source(name, split=split, data_dir=data_dir, download=False, deserialize_method=raw)
+        for record in source.__getitems__(range(len(source))):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            png = feature["image"].bytes_list.value[0]
+            images[n] = np.frombuffer(PngImageFile(BytesIO(png)).tobytes(), np.uint8)
+            labels[n] = feature["label"].int64_list.value[0]
+            n += 1
+    return images, labels
+
+
+def _download(name, data_dir):
+    """Let TFDS download and prepare the data set; fail fast where TensorFlow or a network lacks."""
+    sentence = f"{Path(data_dir) / name} is missing: restore it with git checkout, or rebuild it as data/README.md says"
+    try:
+        import tensorflow as _  # noqa: F401  TFDS prepares with it
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        urlopen(builder.info.homepage, timeout=5).close()
+    except ImportError:
+        raise InputError(f"{sentence} (to download it instead, install tensorflow)") from None
+    except HTTPError:
+        pass  # an answer, so a network
+    except OSError as error:
+        raise InputError(f"{sentence} (no network to download it: {error})") from None
+    builder.download_and_prepare()

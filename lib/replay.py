@@ -1,0 +1,188 @@
+"""Searches replayed on the whole grid: instead of training what a search asks for, the row is read."""
+
+import os
+import zlib
+from bisect import insort
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import BLAS, InputError, write_atomically
+from lib.anova import EPOCHS, PARAMETERS, REPLAYS, VALUES, accuracy, check_whole
+from lib.parallel import end_with_parent
+
+# A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
+# configuration as indices into the values of PARAMETERS. Optuna's own sampler would take ten times as long.
+
+BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
+BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
+SHAPE = np.array([len(values) for values in VALUES.values()])
+STRIDE = np.cumprod([1, *SHAPE[:0:-1]])[::-1]  # point @ STRIDE is its number among all
+OWNER, VALUE = np.repeat(np.arange(len(SHAPE)), SHAPE), np.concatenate([np.arange(k) for k in SHAPE])
+BY_NAME = np.argsort(np.argsort(PARAMETERS))  # the place of each in the order in which Optuna draws
+STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
+
+
+def points_of(table):
+    """The points (n, parameters) of a table, int."""
+    return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
+
+
+def tpe(tried, ranked, rng, first):
+    """The point that Optuna's TPESampler(multivariate=True) would suggest, from the same numbers drawn at random.
+
+    A tree-structured Parzen estimator (Bergstra et al., 2011): of CANDIDATES drawn from g(x) the one of largest
+    g(x) / b(x), where g and b are mixtures around the best tenth of the points tried, at most GOOD, and around the
+    others. With m points o_j, of weights w_j, and K_i values of parameter i, both are (e = 1 / (m + 1))
+
+        p(x) = w_0 prod_i 1/K_i + sum_j w_j prod_i ([x_i = o_ji] + e) / (1 + K_i e).
+
+    tried: points (n, parameters), oldest first. ranked: their indices, best first. rng, first: np.random.RandomState,
+    for mixtures, and for the first STARTUP points, which are uniform.
+    """
+    if len(tried) < STARTUP:
+        return np.array([first.uniform(size=k).argmax() for k in SHAPE])
+    best = np.sort(ranked[: min(-(-len(tried) // 10), GOOD)])
+    good, bad = _mixture(tried[best]), _mixture(np.delete(tried, best, axis=0))
+    x = _draw(*good, rng)
+    return x[np.argmax(_density(x, *good) / _density(x, *bad))]
+
+
+def _mixture(points):
+    """The points of a mixture, and the weights (m + 1) of its parts; the last is the uniform distribution."""
+    old = max(len(points) - FULL, 0)
+    weights = np.concatenate([np.linspace(1 / len(points), 1, old), np.ones(len(points) - old + 1)])
+    return points, weights / weights.sum()
+
+
+def _draw(points, weights, rng):
+    """CANDIDATES points from a mixture: a part by its weight, then each parameter by its cumulated probabilities."""
+    u, e = rng.rand(1 + len(SHAPE), CANDIDATES), 1 / len(weights)
+    part = np.cumsum(weights).searchsorted(u[0], side="right")
+    uniform = part >= len(points)
+    centre = points[np.where(uniform, 0, part)]
+    v = np.arange(SHAPE.max() - 1)
+    below = (v + 1) * e + ((v >= centre[:, :, None]) & ~uniform[:, None, None])  # (candidates, parameters, values)
+    below = below / (SHAPE * e + ~uniform[:, None])[:, :, None]
+    return ((below < u[1:][BY_NAME].T[:, :, None]) & (v < SHAPE[:, None] - 1)).sum(axis=2)
+
+
+def _density(x, points, weights):
+    """p(x) of a mixture, from how many parameters of x are those of each of its points."""
+    e, n = 1 / len(weights), np.arange(len(SHAPE) + 1)
+    alike = (x[:, OWNER] == VALUE).astype(float) @ (points[:, OWNER] == VALUE).T.astype(float)
+    near = (1 + e) ** n * e ** n[::-1] / np.prod(1 + SHAPE * e)
+    return near[alike.astype(int)] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
+
+
+@BLAS.wrap(limits=1, user_api="blas")
+def replay(curves, points, search, hyperband, seed, budget=BUDGET):
+    """A search until it has spent its budget of epochs; the same seed gives the same.
+
+    curves: val_accuracy (n, EPOCHS) of the rows of a whole table; points: of the rows. search: "random", uniform with
+    replacement, or "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all
+    that came so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): whenever a run trained whole
+    is better than all before.
+    """
+    rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
+    row_of = np.argsort(points @ STRIDE)
+    tried, found, best, spent, runs, ranked = np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
+    while spent < budget:
+        if search == "tpe":
+            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy)
+            row = int(row_of[tried[runs] @ STRIDE])
+        else:
+            row = int(rng.integers(len(curves)))
+        epochs = EPOCHS
+        for band in BANDS if hyperband else ():
+            insort(seen[band], early := curves[row, band - 1])
+            if early < seen[band][-1 - int(len(seen[band]) / ETA)]:
+                epochs = band
+                break
+        value = curves[row, epochs - 1]
+        insort(ranked, (-epochs, -value, runs))  # as Optuna: those trained whole first, then those ended later
+        runs, spent = runs + 1, spent + epochs
+        if epochs == EPOCHS and value > best and spent <= budget:
+            best = value
+            found.append((runs, spent, row))
+    return found
+
+
+def _curves(table):
+    return np.column_stack([accuracy(table, epoch) for epoch in range(1, EPOCHS + 1)])
+
+
+def _replays(table, path):
+    """What is stored at `path` of replays of this table, known by its checksum; and that."""
+    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
+    done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
+    checksum = zlib.crc32(np.ascontiguousarray(_curves(table)))
+    return done[done.table == checksum], checksum
+
+
+def load_replays(table, path=REPLAYS, count=1000):
+    """What `replays` has stored: search, hyperband, seed; runs, epochs and number whenever the replay had found a
+    better training; the table's checksum. Raises InputError unless all are there, of just this table."""
+    done, _ = _replays(table, path)
+    done = done[done.seed < count].reset_index(drop=True)
+    there = len(done[["search", "hyperband", "seed"]].drop_duplicates())
+    if there < count * len(SEARCHES):
+        wanted = f"all {count * len(SEARCHES):,}, which `python grid.py replay` makes"
+        raise InputError(f"{path} has {there:,} replays of this table; allowed: {wanted}")
+    return done
+
+
+def replays(table, count=1000, path=REPLAYS):
+    """So many replays of each of SEARCHES, side by side (see `load_replays`). What is stored at `path` is not done
+    again, if it is of this table; what is not is added there. Raises InputError for a table that is not whole."""
+    check_whole(table)
+    (done, checksum), curves, points = _replays(table, path), _curves(table), points_of(table)
+    known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
+    missing = [(*one, seed) for seed in range(count) for one in SEARCHES if (*one, seed) not in known]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+        for start in range(0, len(missing), 400):
+            some = missing[start : start + 400]
+            found = pool.map(partial(replay, curves, points), *zip(*some), chunksize=10)
+            new = [(*one, *f[:2], table.number.iloc[f[2]], checksum) for one, each in zip(some, found) for f in each]
+            done = pd.concat([done, pd.DataFrame(new, columns=done.columns)])
+            with write_atomically(path) as file:
+                done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+    return load_replays(table, path, count)
+
+
+def regret(table):
+    """Best val_accuracy of the table less that of each training, by number; to 6 decimals (an image is 0.00017), so
+    that a training right on a bound is within it, however its float was rounded."""
+    y = accuracy(table).set_axis(table.number)
+    return (y.max() - y).round(6)
+
+
+def regrets(table, replayed, budgets, within=0.005):
+    """What searches have found. Two tables, by search and hyperband; q10, median and q90 over the replays of
+
+    - regret by `budgets` of epochs: best val_accuracy of the table less the best that the replay has found,
+    - runs and epochs until the regret is at most `within`: infinite where the replay has ended before.
+    """
+    left = regret(table)[replayed.number].to_numpy()
+    spent, runs = replayed.epochs.to_numpy(), replayed.runs.to_numpy()
+    before = accuracy(table).max() - 0.1  # regret before the first whole training, at chance
+    so_far, needed = {}, {}
+    for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
+        steps = np.array([before, *left[at]])
+        so_far[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
+        first = at[left[at] <= within][:1]
+        needed[one] = [*runs[first], *spent[first]] or [np.inf, np.inf]
+    names, summary = {0.1: "q10", 0.5: "median", 0.9: "q90"}, []
+    for values, columns in ((so_far, budgets), (needed, ["runs", "epochs"])):
+        by = pd.DataFrame([*values.values()], pd.MultiIndex.from_tuples(values), columns).groupby(level=[0, 1])
+        summary.append(by.quantile(list(names), interpolation="nearest").rename(names, level=2))
+    return summary
+
+
+def after(replayed, runs):
+    """The number of the best training that each replay has found in so many runs, by search, hyperband and seed."""
+    return replayed[replayed.runs <= runs].groupby(["search", "hyperband", "seed"]).number.last()

@@ -1,0 +1,187 @@
+"""One W&B run: logged online, offline or not at all, and never in the way of its training."""
+
+import json
+import os
+import re
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from threading import current_thread, main_thread
+
+import numpy as np
+
+from helpers import METRICS, InputError, save_network, train
+from lib.cli import say
+
+PROJECT = "CS6910_Assignment_1"
+MODES = ("online", "offline", "disabled")
+
+
+# ------------------------------------------------------------------------------------------------------------------ W&B
+
+
+def quiet_wandb():
+    """The wandb module, told to print nothing, to leave the console alone, and not to wait for a network for ever."""
+    import wandb  # 1 s, and not needed where it is disabled
+
+    wanted = {"silent": True, "console": "off", "init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}
+    wanted |= {"x_graphql_retry_max": 4, "x_graphql_timeout_seconds": 10}  # to log a table waits for an answer
+    wanted |= {"x_save_requirements": False, "x_disable_stats": True}  # 0.2 s a run; requirements.txt pins what is used
+    chosen = {k for k in wanted if {f"WANDB_{k.upper()}", f"WANDB_{k[1:].upper()}"} & set(os.environ)}
+    wandb.setup(wandb.Settings(**{k: wanted[k] for k in wanted.keys() & wandb.Settings.model_fields.keys() - chosen}))
+    return wandb
+
+
+def online_mode():
+    """What `wandb online|offline` has set. Raises InputError where W&B has no key, sought without network or prompt."""
+    try:
+        settings = quiet_wandb().setup().settings
+        from wandb.sdk.lib import wbauth
+
+        if settings.api_key or settings.identity_token_file or wbauth.read_netrc_auth(host=settings.base_url):
+            return settings.mode
+    except Exception as error:  # whatever W&B makes of a bad setting
+        raise InputError(f"W&B cannot be used as configured ({error})") from None
+    raise InputError("no W&B key is configured")
+
+
+def default_mode():
+    """online_mode() where W&B has a key, else offline, which is said."""
+    try:
+        return online_mode()
+    except InputError as error:
+        say(f"{error}: logging offline, for `wandb sync` to upload")
+        return "offline"
+
+
+class Log:
+    """A W&B run; none where W&B is disabled or does not start, which is said and never stops a training."""
+
+    def __init__(self, mode, **about):
+        self.run, self.trouble, self.stopped = None, None, None
+        for attempt in dict.fromkeys([mode, "offline"]) if mode != "disabled" else []:
+            try:  # create_new: not into a run that the caller has open
+                settings = {"stop_fn": self.stop}
+                self.run = quiet_wandb().init(mode=attempt, reinit="create_new", settings=settings, **about)
+                break
+            except Exception as error:
+                self.trouble = error
+        if self.run and self.trouble:
+            self.tell("this run, as it does not start online")
+        elif self.trouble:
+            say(f"W&B does not start, the training goes on without it: {self.trouble}")
+        elif self.run and self.run.url:
+            say(f"W&B run {self.run.url}")
+        if self.run and "WANDB_SWEEP_ID" in os.environ and current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, self.stop)  # how an agent passes on the end of a run
+
+    def __call__(self, use, *args):
+        """use(run, ...) if there is a run; its first error is kept for `finish`."""
+        try:
+            if self.run:
+                use(self.run, *args)
+        except Exception as error:
+            self.trouble = self.trouble or error
+
+    def stop(self, *_):
+        """The run is ended on W&B's side: by early termination, or by hand."""
+        self.stopped = "stopped by W&B"
+
+    def finish(self, status):
+        """End the run, and say in one sentence what of it W&B has not received."""
+        self(lambda run: run.finish(exit_code=status))
+        self(check_upload)
+        if self.run and self.trouble:
+            self.tell("all of this run")
+
+    def tell(self, what):
+        """Say that W&B has not received it, why, and how what is kept is uploaded later."""
+        command = f"wandb sync --include-online {quote(self.run.settings.sync_dir)}"
+        say(f"W&B has not received {what} ({self.trouble}); to upload what is kept: {command}")
+        self.trouble = None
+
+
+def check_upload(run):
+    """Raise RuntimeError where not all of an online run is uploaded, which W&B's client tells nobody but its log."""
+    for line in [] if run.offline else Path(run.settings.log_internal).read_text().splitlines():
+        entry = json.loads(line)
+        if entry["level"].startswith("ERROR") and entry["msg"] != "api: HTTP error":  # its sender says what came of it
+            why = f"{entry['msg']} {entry.get('error', '')}"
+            raise RuntimeError(re.sub(r"https?://\S+", "W&B", why).strip())  # signed addresses are nobody's business
+
+
+def log_test(run, data, predicted, accuracy, step):
+    """The test accuracy, the confusion matrix of the test images, and one image of each class."""
+    wandb, names = quiet_wandb(), list(data.class_names)
+    y, y_hat = data.y_test.tolist(), predicted.tolist()
+    matrix = wandb.plot.confusion_matrix(y_true=y, preds=y_hat, class_names=names, title="Confusion matrix (test)")
+    firsts = zip(*np.unique(data.y_train, return_index=True))
+    samples = [wandb.Image(data.x_train[i].reshape(28, 28), caption=names[label]) for label, i in firsts]
+    row = {"test_accuracy": accuracy, "confusion_matrix": matrix, "samples": samples}
+    try:
+        run.log(row, step=step)
+    except Exception:  # the table is to be an artifact too, for which W&B must answer: keep it as a file of the run
+        matrix.table.bind_to_run(run, "confusion_matrix_table", step)
+        run.log(row, step=step)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def train_and_log(
+    config, data, *, on_epoch=None, network=None, checkpoint=None, save=None, test=True,
+    mode="disabled", project=PROJECT, entity=None, group=None, name=None
+):  # fmt: skip
+    """Train by `config` on `data`, log to W&B, and return the result: a flat dictionary that JSON can hold.
+
+    on_epoch(row): called after each epoch trained now; a sentence it returns ends the training.
+    network: train this one, in place, instead of a new one.
+    checkpoint: a file to write after each epoch, or to go on from: W&B then gets the earlier epochs too.
+    save: a file for the final network. test: evaluate that on the test images, once.
+    mode: one of MODES. project, entity, group, name: of the W&B run; its name is config.run_name unless given.
+    Where the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
+    """
+    log = Log(mode, project=project, entity=entity, group=group, name=name or config.run_name, config=asdict(config))
+    logged, status, accuracy = [], 1, None
+
+    def record(rows):
+        for row in rows:
+            log(lambda run, row: run.log({k: row[k] for k in ("epoch", *METRICS)}, step=row["epoch"]), row)
+        logged.extend(rows)
+
+    def each_epoch(row):
+        if row["epoch"] == len(logged) + 1:
+            record([row])
+        else:  # resumed: the checkpoint, which train has accepted, holds this row and all before
+            with np.load(checkpoint) as saved:
+                record(json.loads(str(saved["about"]))["history"])
+        return (on_epoch and on_epoch(row)) or log.stopped
+
+    try:
+        network, history, stopped = train(config, data, each_epoch, network=network, checkpoint=checkpoint)
+        record(history[len(logged) :])  # of a checkpoint that was complete
+        finite = "not finite" not in stopped
+        final = history[-1] if finite else dict.fromkeys(METRICS)
+        best = max(history, key=lambda row: row["val_accuracy"], default={})
+        if finite and save:
+            save_network(save, network)
+        if finite and test:
+            predicted = network.predict(data.x_test).argmax(axis=1)
+            accuracy = float(np.mean(predicted == data.y_test))
+            log(log_test, data, predicted, accuracy, len(history))
+        outcome = {
+            **{name: final[name] for name in METRICS},
+            "best_val_accuracy": best.get("val_accuracy"),
+            "best_epoch": best.get("epoch"),
+            "test_accuracy": accuracy,
+            "seconds": sum(row["seconds"] for row in history),
+            "samples_per_second": len(history) * len(data.y_train) / (sum(row["step_seconds"] for row in history) or 1),
+            "stopped": stopped,
+        }
+        log(lambda run: run.summary.update(outcome))
+        status = 0 if finite else 1
+        return asdict(config) | outcome
+    finally:
+        log.finish(status)
