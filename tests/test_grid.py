@@ -146,7 +146,9 @@ def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(mo
 
 
 def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_again(monkeypatch):
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import grid, lib.sweepfile, test_grid; "
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import grid, lib.sweepfile, test_grid; "
+    )
     code += "space = lib.sweepfile.check_sweep(test_grid.definition()); "
     code += "grid.run(2, 'sqlite:///grid.db', 'grid.csv.gz', test_grid.tiny, space)"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

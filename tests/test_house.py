@@ -44,6 +44,20 @@ def test_conda_environment_is_in_step_with_the_lock():
     assert (3, int(low)) <= version < (3, int(high))
 
 
+def imports(path):
+    """The dotted names of all modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+PROGRAMS = {path.stem for path in ROOT.glob("*.py")} - {"helpers"}
+OPTIONAL = {"tensorflow", "numba"}
+
+
 def test_every_import_is_in_the_requirements():
     names = {
         "PIL": "pillow",
@@ -53,25 +67,30 @@ def test_every_import_is_in_the_requirements():
         "pypandoc": "pypandoc-binary",
     }
     asked = {one.name.lower().replace("_", "-") for one in requirements("requirements.txt")}
-    ours = {path.stem for path in ROOT.glob("*.py")}
+    known = PROGRAMS | OPTIONAL | {"helpers", "lib"} | set(sys.stdlib_module_names)
     for path in tracked("*.py"):
-        if "benchmarks" in path.parts or "tests" in path.parts:
+        if {"benchmarks", "tests"} & set(path.parts):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
-            for module in (
-                {module.split(".")[0] for module in modules} - ours - set(sys.stdlib_module_names) - {"tensorflow"}
-            ):
-                assert names.get(module, module).lower().replace("_", "-") in asked, f"{path.name} imports {module}"
+        for module in {name.split(".")[0] for name in imports(path)} - known:
+            assert names.get(module, module).lower().replace("_", "-") in asked, f"{path.name} imports {module}"
 
 
-def test_the_mathematics_imports_no_framework():
-    allowed = {"numpy", "threadpoolctl", "tensorflow_datasets", "tensorflow", "PIL"} | set(sys.stdlib_module_names)
-    for node in ast.walk(ast.parse((ROOT / "helpers.py").read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-            assert name.split(".")[0] in allowed
+def test_the_mathematics_imports_numpy_and_the_standard_library():
+    allowed = {"numpy", "threadpoolctl"} | set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in imports(ROOT / "helpers.py")} <= allowed
+
+
+def test_what_is_imported_lives_in_lib_and_imports_no_program():
+    for path in tracked("lib/*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & PROGRAMS, path.name
+
+
+def test_no_import_runs_in_a_circle():
+    files = {f"lib.{path.stem}": path for path in tracked("lib/*.py")}
+    arrows = {name: {other for other in imports(path) if other in files} for name, path in files.items()}
+    while leaves := {name for name, others in arrows.items() if not others & arrows.keys()}:
+        arrows = {name: others for name, others in arrows.items() if name not in leaves}
+    assert not arrows, f"these import each other: {sorted(arrows)}"
 
 
 def test_no_machine_path_no_registry_no_key_no_pickle():

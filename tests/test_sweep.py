@@ -42,7 +42,12 @@ from helpers import Config, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted(path.stem for path in sweep.FOLDER.glob("*.csv"))
-IMPORTS = ["import platform, time", "from pathlib import Path", "import numpy as np", "import helpers, sweep"]
+IMPORTS = [
+    "import platform, time",
+    "from pathlib import Path",
+    "import numpy as np",
+    "import helpers, sweep, lib.dataset",
+]
 KILLS = int(os.environ.get("KILLS", 4))  # KILLS=20 pytest tests/test_sweep.py -k kills
 
 
