@@ -50,6 +50,7 @@ def read_sweep(path, count=None, quick=False):
 
 
 def check_sweep(given, count=None, quick=False):
+    """Return the Sweep of a definition as YAML gives it, or raise InputError."""
     texts = ["name", "description", "project", "entity"]
     _keys("the file", given, ["program", "method", "metric", "parameters"], [*texts, "run_cap", "early_terminate"])
     _keys("metric", given["metric"], ["name"], ["goal"])
