@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState, create_trial
 
-from helpers import Config, InputError, Network, evaluate, write_atomically
+from helpers import Config, InputError, evaluate, new_network
 from lib.anova import (
     ABOUT,
     COLUMNS,
@@ -41,6 +41,7 @@ from lib.anova import (
 )
 from lib.cli import Parser, answer
 from lib.dataset import DATA_DIR, load_dataset
+from lib.files import write_atomically
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
@@ -62,7 +63,7 @@ def train_and_test(config, data, on_epoch=None, **about):
     Ends a training whose val_accuracy has been within CHANCE in all its epochs, at least PATIENCE, once its train_loss
     no longer falls by FALLING from epoch to epoch: one that is about to leave a plateau shows it there first.
     """
-    network = Network(config.sizes, config.activation, config.weight_init, np.random.default_rng([config.seed, 0]))
+    network = new_network(config, data)
     tests, rows, began = dict.fromkeys(TESTS), [], time.process_time()
 
     def each_epoch(row):

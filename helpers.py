@@ -1,4 +1,4 @@
-"""A feedforward neural network in NumPy, and all that trains it: the mathematics of assignment1.ipynb, top to bottom.
+"""A feedforward neural network in NumPy and its training: the mathematics of assignment1.ipynb, top to bottom.
 
 Symbols   x input, W_l (n_in, n_out) and b_l (n_out,) weights and biases of layer l, z_l = a_{l-1} W_l + b_l,
           a_l = f(z_l), delta_l = dJ/dz_l, theta all parameters, g = dJ/dtheta, eta the learning rate, t = 1, 2, ...
@@ -15,17 +15,12 @@ Conventions, where code bases disagree
 - Randomness comes from numpy.random.default_rng([seed, 0]) for the weights, ([seed, epoch]) for an epoch's order.
 """
 
-import json
 import math
-import os
 import time
-import zipfile
-import zlib
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from importlib import import_module
 from numbers import Integral, Real
-from pathlib import Path
-from types import FunctionType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +30,12 @@ BLAS = ThreadpoolController()  # these matrices are too small to share between t
 
 
 class InputError(ValueError):
-    """Something given from outside cannot be used; the message is one sentence that names it and what is allowed."""
+    """Invalid input: a flag, a file, a table or an array. The message names it and says what is allowed."""
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
-# A pair each: f works in place on z; its derivative goes to `out`, from a = f(z), which is what backprop has kept.
+# A pair each: f works in place on z; f' writes to `out`, from a = f(z), which is what backprop keeps. Where f' needs z
+# itself, as GELU's does, the pair is (f, None), and f(z, out) also writes f'(z) to `out`.
 
 
 def identity(z):
@@ -96,7 +92,7 @@ def softmax(z):
 
 
 def one_hot(y, n_classes):
-    """True (batch, n_classes) in column y of each row."""
+    """Return a boolean array (batch, n_classes): true in column y of each row."""
     return y[:, None] == np.arange(n_classes)
 
 
@@ -159,28 +155,31 @@ class Network:
     activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a numpy.random.Generator. dtype: of all arrays.
 
     All parameters are views into one vector `theta` (all weights first, then all biases), all gradients views into
-    another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes or names not allowed.
+    another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes or names not allowed,
+    and, in every method, for images and labels that do not fit.
     """
 
     def __init__(self, sizes, activation="tanh", weight_init="Xavier", rng=None, dtype=np.float32):
         self.sizes = [int(size) for size in sizes if isinstance(size, Integral) and size > 0]
         if len(self.sizes) != len(sizes) or len(sizes) < 2:
             raise InputError(f"sizes is {list(sizes)}; allowed: two or more whole numbers above 0")
-        self.activation = _choice("activation", activation, ACTIVATIONS)
-        self.f, self.derivative = ACTIVATIONS[activation]
+        self.activation = choice("activation", activation, ACTIVATIONS)
+        self.f, self.derivative = ACTIVATIONS[self.activation]
         shapes = list(zip(self.sizes, self.sizes[1:]))
         self.n_weights = sum(n_in * n_out for n_in, n_out in shapes)
         self.theta = np.zeros(self.n_weights + sum(self.sizes[1:]), dtype)
         self.gradient = np.zeros_like(self.theta)
         self.shapes = shapes + [(n_out,) for n_out in self.sizes[1:]]
-        W_and_b, their_gradients = self.parts(self.theta), self.parts(self.gradient)
-        self.W, self.b = W_and_b[: len(shapes)], W_and_b[len(shapes) :]
-        self.dW, self.db = their_gradients[: len(shapes)], their_gradients[len(shapes) :]
+        parameters, gradients = self.parts(self.theta), self.parts(self.gradient)
+        self.W, self.b = parameters[: len(shapes)], parameters[len(shapes) :]
+        self.dW, self.db = gradients[: len(shapes)], gradients[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
-        draw = WEIGHT_INITS[_choice("weight_init", weight_init, WEIGHT_INITS)]
+        draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
+        rng = rng or np.random.default_rng()
         for W in self.W:
-            W[:] = draw(rng or np.random.default_rng(), *W.shape)
-        self._buffers = {}  # batch size: a, delta and f' of every layer, and a row of ones
+            W[:] = draw(rng, *W.shape)
+        self._memory = []  # a, delta, f' of each layer, and ones, for the longest batch so far
+        self._use(1)
 
     def parts(self, vector):
         """Cut a vector like theta into [W_1, ..., W_L, b_1, ..., b_L] without copying."""
@@ -190,25 +189,38 @@ class Network:
     def __reduce__(self):
         return _restore, (self.sizes, self.activation, self.theta)  # a copy whose W and b are views into its own theta
 
+    def _use(self, n):
+        """Take the first n rows of the arrays in memory: a, delta and f' of each layer, and a column of ones."""
+        if not self._memory or n > len(self._memory[3][0]):
+            groups = [self.sizes[:-1]] * 3 + [[1]]
+            self._memory = [[np.ones((n, width), self.theta.dtype) for width in group] for group in groups]
+        self.a, self._delta, self._slope, (ones,) = [[one[:n] for one in group] for group in self._memory]
+        self._ones = ones[:, 0]
+
     def forward(self, x):
-        """Logits (batch, n_out) of x (batch, n_in): of the network's dtype, or uint8 images, scaled to [0, 1] here.
+        """Return the logits (batch, n_out) of x (batch, n_in): the network's dtype, or uint8 images, scaled to [0, 1].
 
         Keeps a_0 ... a_{L-1} in `self.a` for `backward`; the logits are a new array, and the caller's.
         """
-        if len(x) not in self._buffers:
-            layers = [[np.empty((len(x), size), self.theta.dtype) for size in self.sizes[:-1]] for _ in range(3)]
-            self._buffers[len(x)] = *layers, np.ones(len(x), self.theta.dtype)
-        self.a, self._delta, self._slope, self._ones = self._buffers[len(x)]
+        if x.ndim != 2 or x.shape[1] != self.sizes[0]:
+            raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}), an image in each row")
+        if len(x) != len(self._ones):
+            self._use(len(x))
         if x.dtype == np.uint8:
             np.multiply(x, 1 / 255, out=self.a[0], dtype=self.theta.dtype)
-        elif x.dtype == self.theta.dtype:
+        elif x.dtype == self.theta.dtype and np.isfinite(x).all():
             np.copyto(self.a[0], x)
         else:
-            raise InputError(f"x is {x.dtype}; allowed: uint8 or the network's own {self.theta.dtype}")
-        for a, z, W, b in zip(self.a, self.a[1:], self.W, self.b):
-            np.dot(a, W, out=z)
-            z += b
-            self.f(z)  # z becomes a
+            raise InputError(
+                f"x is {x.dtype}; allowed: uint8, or finite numbers of the network's own {self.theta.dtype}"
+            )
+        for l in range(1, len(self.W)):
+            z = np.dot(self.a[l - 1], self.W[l - 1], out=self.a[l])
+            z += self.b[l - 1]
+            if self.derivative:
+                self.f(z)  # z becomes a
+            else:
+                self.f(z, self._slope[l])
         return self.a[-1] @ self.W[-1] + self.b[-1]
 
     def backward(self, delta):
@@ -221,13 +233,19 @@ class Network:
             np.dot(self._ones, delta, out=self.db[l])
             if l > 0:
                 delta = np.dot(delta, self.W[l].T, out=self._delta[l])
-                self.derivative(self.a[l], self._slope[l])
+                if self.derivative:
+                    self.derivative(self.a[l], self._slope[l])
                 delta *= self._slope[l]
 
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
-        """J = L(x, y) + weight_decay/2 sum W^2, and the logits (batch, n_out); leaves dJ/dtheta in `gradient`."""
+        """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
+        check_labels("y", y, len(x), self.sizes[-1])
+        return self.descend(x, y, LOSSES[choice("loss", loss, LOSSES)], weight_decay)
+
+    def descend(self, x, y, loss, weight_decay):
+        """Do what `objective` does, for labels that are known to be right and a loss function: one step of `train`."""
         z = self.forward(x)
-        value, delta = LOSSES[loss](z, y)
+        value, delta = loss(z, y)
         self.backward(delta)
         if weight_decay:
             weights = self.theta[: self.n_weights]
@@ -237,8 +255,9 @@ class Network:
 
     @BLAS.wrap(limits=1, user_api="blas")
     def predict(self, x):
-        """Probabilities (len(x), n_out) of the classes, for any number of rows."""
-        return np.concatenate([softmax(self.forward(x[i : i + 1000])) for i in range(0, len(x), 1000)])
+        """Return the probabilities (n, n_out) of the classes for images x (n, n_in), any number of them."""
+        x = np.atleast_1d(x)
+        return np.concatenate([softmax(self.forward(x[i : i + 1000])) for i in range(0, max(len(x), 1), 1000)])
 
 
 def _restore(sizes, activation, theta):
@@ -247,10 +266,19 @@ def _restore(sizes, activation, theta):
     return network
 
 
+def check_labels(name, y, n, n_classes):
+    """Raise InputError unless y holds n labels, at least one, from 0 to n_classes - 1."""
+    if n == 0 or y.shape != (n,) or y.dtype.kind not in "iu":
+        raise InputError(f"{name} is {y.dtype} {y.shape}; allowed: a whole number for each image, here ({n},)")
+    if not 0 <= y.min() <= y.max() < n_classes:
+        raise InputError(f"{name} has labels from {y.min()} to {y.max()}; allowed: 0 to {n_classes - 1}")
+
+
 def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilon=1e-4):
     """Compare backprop with central differences (J(theta_i + epsilon) - J(theta_i - epsilon)) / (2 epsilon), for all i.
 
-    Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l; needs a float64 network.
+    Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l. Raises InputError unless
+    the network is float64.
     """
     if network.theta.dtype != np.float64:
         raise InputError(f"the network is {network.theta.dtype}; allowed: float64, or rounding hides the error")
@@ -269,41 +297,42 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
-# optimiser(theta, config) returns step(g, t, loss), which updates theta in place. Its state is what the closure holds
-# in arrays and numbers: moments (start at zero), and s, a scratch vector. A checkpoint saves them all.
+# optimiser(theta, config) returns step, state. step(g, t, eta, loss) updates theta in place: step t = 1, 2, ... at the
+# learning rate eta, which may vary. state is all that it remembers, {name: array}, updated in place: a checkpoint saves
+# it and puts it back. Moments start at zero; s and r are scratch, overwritten in every step.
 
 
 def sgd(theta, config):
     """theta <- theta - eta g   (Robbins & Monro, 1951; on mini-batches)."""
-    eta, s = config.learning_rate, np.empty_like(theta)
+    s = np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta
         theta -= np.multiply(g, eta, out=s)
 
-    return step
+    return step, {}
 
 
 def momentum(theta, config):
     """u <- m u + g;  theta <- theta - eta u   (Polyak, 1964)."""
-    eta, m = config.learning_rate, config.momentum
+    m = config.momentum
     u, s = np.zeros_like(theta), np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta, u
         u *= m
         u += g
         theta -= np.multiply(u, eta, out=s)
 
-    return step
+    return step, {"u": u}
 
 
 def nag(theta, config):
     """u <- m u + g;  theta <- theta - eta (g + m u), theta the point looked ahead to   (Nesterov, 1983)."""
-    eta, m = config.learning_rate, config.momentum
+    m = config.momentum
     u, s = np.zeros_like(theta), np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta, u, s
         u *= m
         u += g
@@ -312,64 +341,66 @@ def nag(theta, config):
         s *= eta
         theta -= s
 
-    return step
+    return step, {"u": u}
 
 
 def rmsprop(theta, config):
     """v <- beta v + (1 - beta) g^2;  theta <- theta - eta g / (sqrt(v) + epsilon)   (Tieleman & Hinton, 2012)."""
     beta = config.beta
     root = math.sqrt(1 - beta)  # v is kept without its factor 1 - beta: sqrt(v) = root sqrt(v kept)
-    eta, epsilon = config.learning_rate / root, config.epsilon / root
+    epsilon = config.epsilon / root
     v, s = np.zeros_like(theta), np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta, v, s
         v *= beta
         v += np.square(g, out=s)
         np.sqrt(v, out=s)
         s += epsilon
         np.divide(g, s, out=s)
-        s *= eta
+        s *= eta / root
         theta -= s
 
-    return step
+    return step, {"v": v}
 
 
 def adam(theta, config):
     """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  m' = m / (1 - beta1^t);  v' = v / (1 - beta2^t);
     theta <- theta - eta m' / (sqrt(v') + epsilon)   (Kingma & Ba, 2015)."""
-    eta, beta1, beta2, epsilon = config.learning_rate, config.beta1, config.beta2, config.epsilon
+    beta1, beta2, epsilon = config.beta1, config.beta2, config.epsilon
     m, v, s = np.zeros_like(theta), np.zeros_like(theta), np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta, m, v, s
         m *= beta1  # m and v are kept without their factors 1 - beta, which the scalars below make good
         m += g
         v *= beta2
         v += np.square(g, out=s)
-        m_scale, root = (1 - beta1) / (1 - beta1**t), math.sqrt((1 - beta2) / (1 - beta2**t))
+        m_scale = (1 - beta1) / (1 - beta1**t)
+        root = math.sqrt((1 - beta2) / (1 - beta2**t))
         np.sqrt(v, out=s)
         s += epsilon / root
         np.divide(m, s, out=s)
         s *= eta * m_scale / root
         theta -= s
 
-    return step
+    return step, {"m": m, "v": v}
 
 
 def nadam(theta, config):
     """m, v, v' as in Adam;  m' = beta1 m / (1 - beta1^(t+1)) + (1 - beta1) g / (1 - beta1^t);
     theta <- theta - eta m' / (sqrt(v') + epsilon)   (Dozat, 2016, with beta1 fixed)."""
-    eta, beta1, beta2, epsilon = config.learning_rate, config.beta1, config.beta2, config.epsilon
+    beta1, beta2, epsilon = config.beta1, config.beta2, config.epsilon
     m, v, s, r = np.zeros_like(theta), np.zeros_like(theta), np.empty_like(theta), np.empty_like(theta)
 
-    def step(g, t, loss):
+    def step(g, t, eta, loss):
         nonlocal theta, m, v, s, r
         m *= beta1  # kept without 1 - beta, as in Adam
         m += g
         v *= beta2
         v += np.square(g, out=s)
-        m_scale, g_scale = (1 - beta1) * beta1 / (1 - beta1 ** (t + 1)), (1 - beta1) / (1 - beta1**t)
+        m_scale = (1 - beta1) * beta1 / (1 - beta1 ** (t + 1))
+        g_scale = (1 - beta1) / (1 - beta1**t)
         root = math.sqrt((1 - beta2) / (1 - beta2**t))
         np.multiply(m, m_scale / g_scale, out=r)
         r += g
@@ -379,32 +410,55 @@ def nadam(theta, config):
         r *= eta * g_scale / root
         theta -= r
 
-    return step
+    return step, {"m": m, "v": v}
 
 
 OPTIMIZERS = {"sgd": sgd, "momentum": momentum, "nag": nag, "rmsprop": rmsprop, "adam": adam, "nadam": nadam}
 
 
+def make_optimizer(theta, config):
+    """Return step and state of the optimiser of `config`. Raises InputError if it does not hand them over as above."""
+    made = OPTIMIZERS[config.optimizer](theta, config)
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)):
+        raise InputError(
+            f"optimizer {config.optimizer!r} returns {made!r}; allowed: step, state, where state is a dict"
+        )
+    for name, array in made[1].items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not str(name).isidentifier():
+            kept = f"the state of optimizer {config.optimizer!r} has {type(array).__name__} {name!r}"
+            raise InputError(f"{kept}; allowed: names with NumPy arrays of numbers, updated in place")
+    return made
+
+
 # -------------------------------------------------------------------------------------------------------- configuration
 
-DATASETS = ("fashion_mnist", "mnist")
+DATASETS = {"fashion_mnist": None, "mnist": None}  # name: a function that returns the Dataset; None: read from data/
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 ALIASES = {"nesterov": "nag"}
 
 
-def _choice(name, value, allowed):
-    if not isinstance(value, str) or value not in allowed:
+def choice(name, value, allowed):
+    """Return the name in `allowed` that `value` is, in any case. Raises InputError if there is none."""
+    alike = [one for one in allowed if isinstance(value, str) and one.casefold() == value.casefold()]
+    if value not in alike and len(alike) != 1:
         raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    return value
+    return value if value in alike else alike[0]
 
 
-def _number(name, value, kind, interval):
+def number(name, value, kind, interval):
+    """Return `value` as an int or a float in an interval like "[0, 1)". Raises InputError if it is not one."""
     low, high = (float(end) for end in interval[1:-1].split(","))
-    number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    ends = (low if interval[0] == "[" else None, high if interval[-1] == "]" else None)
-    if not number or not (low < value < high or value in ends):
-        raise InputError(f"{name} is {value!r}; allowed: a {'whole ' if kind is int else ''}number in {interval}")
-    return kind(value)
+    try:
+        text = repr(value)
+        fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        exact = (
+            kind(value) if fits and low <= value <= high else math.nan
+        )  # rounded before it is compared: a number next to 1 may become 1
+    except (OverflowError, ValueError):  # beyond any float, or thousands of digits
+        text, exact = "a number too long to print", math.nan
+    if not (low < exact < high or exact == low and interval[0] == "[" or exact == high and interval[-1] == "]"):
+        raise InputError(f"{name} is {text}; allowed: a {'whole ' if kind is int else ''}number in {interval}")
+    return exact
 
 
 def _setting(default, allowed, meaning):
@@ -413,9 +467,10 @@ def _setting(default, allowed, meaning):
 
 @dataclass(frozen=True)
 class Config:
-    """One training, whole: the course's flags and a seed. Raises InputError where a value is not allowed.
+    """Everything that defines one training: the course's flags and a seed. Raises InputError if a value is not allowed.
 
-    The defaults are those of the best validation accuracy found: trial 17 of data/sweeps/bayes.csv, rounded.
+    The defaults are those of the best validation accuracy found: trial 17 of data/sweeps/bayes.csv, rounded. Names may
+    be in any case. hidden_size may be a sequence, one width for each layer; num_layers is then its length.
     """
 
     dataset: str = _setting("fashion_mnist", DATASETS, "data set")
@@ -431,40 +486,45 @@ class Config:
     epsilon: float = _setting(1e-8, "[1e-30, inf)", "epsilon of rmsprop, adam and nadam")
     weight_decay: float = _setting(7.69e-6, "[0, inf)", "lambda of the L2 term")
     weight_init: str = _setting("random", WEIGHT_INITS, "distribution of the first weights")
-    num_layers: int = _setting(4, "[0, 1000]", "hidden layers")
-    hidden_size: int = _setting(256, "[1, 10000]", "neurons of each hidden layer")
+    num_layers: int = _setting(None, "[0, 1000]", "hidden layers")  # None: 4, or one for each hidden_size
+    hidden_size: int | tuple = _setting(256, "[1, 10000]", "neurons of each hidden layer; several: one for each layer")
     activation: str = _setting("ReLU", ACTIVATIONS, "activation of the hidden layers")
     seed: int = _setting(0, "[0, inf)", "seed of the weights and of the order of the images")
 
     def __post_init__(self):
+        widths = self.hidden_size if isinstance(self.hidden_size, (list, tuple)) else None
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.num_layers is None:
+            given["num_layers"] = len(widths) if widths else 4
         for f in fields(self):
-            value, allowed = getattr(self, f.name), f.metadata["allowed"]
+            value, allowed = given[f.name], f.metadata["allowed"]
             if f.type is str:
-                value = _choice(f.name, ALIASES.get(value, value) if isinstance(value, str) else value, allowed)
+                value = choice(f.name, ALIASES.get(str(value).casefold(), value), allowed)
+            elif f.name == "hidden_size" and widths:
+                value = tuple(number(f.name, width, int, allowed) for width in widths)
+                value = value[0] if len(set(value)) == 1 else value
             else:
-                value = _number(f.name, value, f.type, allowed)
+                value = number(f.name, value, float if f.type is float else int, allowed)
             object.__setattr__(self, f.name, value)
+        if widths and len(widths) != self.num_layers:
+            raise InputError(f"num_layers is {self.num_layers}; allowed with hidden_size {widths}: {len(widths)}")
 
     @property
-    def sizes(self):
-        """The widths of the network: 784 pixels, the hidden layers, 10 classes."""
-        return [784] + [self.hidden_size] * self.num_layers + [10]
+    def widths(self):
+        """The widths of the hidden layers, a list."""
+        return list(self.hidden_size) if isinstance(self.hidden_size, tuple) else [self.hidden_size] * self.num_layers
 
     @property
     def run_name(self):
         """A telling name, for example hl_6_lr_0.001_bs_128_opt_rmsprop_act_tanh."""
-        return (
-            f"hl_{self.num_layers}_lr_{self.learning_rate:g}_bs_{self.batch_size}"
-            f"_opt_{self.optimizer}_act_{self.activation}"
-        )
-
-
-# ----------------------------------------------------------------------------------------------------------------- data
+        sizes = f"_sz_{'-'.join(map(str, self.widths))}" if isinstance(self.hidden_size, tuple) else ""
+        rates = f"_lr_{self.learning_rate:g}_bs_{self.batch_size}"
+        return f"hl_{self.num_layers}{sizes}{rates}_opt_{self.optimizer}_act_{self.activation}"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images x (n, 784) uint8 in 0..255, labels y (n,) uint8: 54,000 to train, 6,000 to validate, 10,000 to test."""
+    """Images x (n, n_in), uint8 or float32, and labels y (n,), whole numbers: to train, to validate, to test."""
 
     name: str
     class_names: tuple
@@ -476,28 +536,19 @@ class Dataset:
     y_test: np.ndarray
 
 
-@contextmanager
-def write_atomically(path):
-    """Open a temporary file beside `path` to write bytes to; rename it to `path` once all is written."""
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 
 @BLAS.wrap(limits=1, user_api="blas")
 def evaluate(network, x, y, loss="cross_entropy"):
-    """Mean loss and accuracy of a network on images x (n, 784) with labels y (n,), in chunks of 1,000."""
+    """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
+    check_labels("y", y, len(x), network.sizes[-1])
+    loss = LOSSES[choice("loss", loss, LOSSES)]
     total, right = 0.0, 0
     for i in range(0, len(x), 1000):
-        z, labels = network.forward(x[i : i + 1000]), y[i : i + 1000]
-        total += LOSSES[loss](z, labels)[0] * len(labels)
+        labels = y[i : i + 1000]
+        z = network.forward(x[i : i + 1000])
+        total += loss(z, labels)[0] * len(labels)
         right += int(np.count_nonzero(z.argmax(axis=1) == labels))
     return total / len(x), right / len(x)
 
@@ -510,68 +561,82 @@ class Training(NamedTuple):
     stopped: str
 
 
+def new_network(config, data):
+    """Make the network of `config` for the images and classes of `data`, its weights drawn from the seed."""
+    sizes = [data.x_train.shape[1], *config.widths, len(data.class_names)]
+    return Network(sizes, config.activation, config.weight_init, np.random.default_rng([config.seed, 0]))
+
+
 @BLAS.wrap(limits=1, user_api="blas")
 def train(config, data, on_epoch=None, *, network=None, keep_best=False, patience=None, checkpoint=None):
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
-    network: train this one, in place, instead of a new one of config.sizes.
+    network: train this one, in place, instead of a new one.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
-    patience: stop after so many epochs without a better val_accuracy.
-    checkpoint: a file (.npz) written after each epoch; where it exists, training goes on from there, to the same bits.
+    patience: stop after this many epochs without a better val_accuracy.
+    checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
-    Raises InputError for a checkpoint that is not one of this training.
+    Raises InputError for data that do not fit the network, and for a checkpoint or an optimiser that cannot be resumed.
     """
-    if network is None:
-        rng = np.random.default_rng([config.seed, 0])
-        network = Network(config.sizes, config.activation, config.weight_init, rng)
-    step = OPTIMIZERS[config.optimizer](network.theta, config)
-    history, best_theta = [], network.theta.copy()
-    if checkpoint and Path(checkpoint).exists():
-        history = load_checkpoint(checkpoint, _fingerprint(config, data), network.theta, best_theta, step)
-        if len(history) > config.epochs:
-            raise InputError(f"{checkpoint} has {len(history)} epochs; allowed: at most the {config.epochs} asked for")
-    stopped = None
-    while not stopped:
-        best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]["val_accuracy"], default=-1)
-        if len(history) >= config.epochs:
-            stopped = f"all {config.epochs} epochs done"
-        elif patience and len(history) - best_epoch >= patience:
-            stopped = f"no better val_accuracy for {patience} epochs"
-        else:
+    network = new_network(config, data) if network is None else network
+    check_labels("y_train", data.y_train, len(data.x_train), network.sizes[-1])
+    check_labels("y_val", data.y_val, len(data.x_val), network.sizes[-1])
+    if patience is not None:
+        patience = number("patience", patience, int, "[1, inf)")
+    step, state = make_optimizer(network.theta, config)
+    best_theta = network.theta.copy()
+    history, save = [], None
+    with ExitStack() as stack:
+        if checkpoint:
+            resumed = import_module("lib.files").resumed  # nothing else here needs a file
+            history, save = stack.enter_context(resumed(checkpoint, config, data, network, best_theta, state))
+        while not (stopped := _finished(history, config.epochs, patience)):
             row = _epoch(config, data, network, step, epoch=len(history) + 1)
-            bad = next((name for name, value in row.items() if not math.isfinite(value)), None)
-            if bad:
-                stopped = f"{bad} not finite in epoch {row['epoch']}"
-                continue
+            if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+                stopped = f"{bad[0]} not finite in epoch {row['epoch']}"
+                break
             if row["val_accuracy"] > max((r["val_accuracy"] for r in history), default=-1):
                 best_theta[:] = network.theta
             history.append(row)
-            if checkpoint:
-                save_checkpoint(checkpoint, _fingerprint(config, data), network.theta, best_theta, step, history)
-            stopped = on_epoch(row) if on_epoch else None
+            if save:
+                save(history)
+            if on_epoch and (stopped := on_epoch(row)):
+                break
     if keep_best:
         network.theta[:] = best_theta
     return Training(network, history, stopped)
 
 
+def _finished(history, epochs, patience):
+    """Return why a training with this history is over, or None."""
+    best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]["val_accuracy"], default=-1)
+    if len(history) >= epochs:
+        return f"all {epochs} epochs done"
+    if patience and len(history) - best_epoch >= patience:
+        return f"no better val_accuracy for {patience} epochs"
+    return None
+
+
 def _epoch(config, data, network, step, epoch):
-    """One pass over the training images in a seeded order, then the validation: a row of the history."""
+    """Train for one pass over the images in a seeded order, then validate; return a row of the history."""
     began = time.perf_counter()
-    n, size = len(data.x_train), config.batch_size
+    n, size, loss = len(data.x_train), config.batch_size, LOSSES[config.loss]
     order = np.random.default_rng([config.seed, epoch]).permutation(n)
-    labels, logits = data.y_train[order], np.empty((n, network.sizes[-1]), network.theta.dtype)
+    labels = data.y_train[order]
+    logits = np.empty((n, network.sizes[-1]), network.theta.dtype)
     t = (epoch - 1) * -(-n // size)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a loss that overflows is found and named
         for i in range(0, n, size):
-            x, y = data.x_train.take(order[i : i + size], axis=0, mode="clip"), labels[i : i + size]  # clip: unchecked
-            loss, logits[i : i + size] = network.objective(x, y, config.loss, config.weight_decay)
-            if not math.isfinite(loss):
-                return {"epoch": epoch, "train_loss": loss}
-            step(network.gradient, t := t + 1, loss)
+            x = data.x_train.take(order[i : i + size], axis=0, mode="clip")  # clip: unchecked
+            value, logits[i : i + size] = network.descend(x, labels[i : i + size], loss, config.weight_decay)
+            if not math.isfinite(value):
+                return {"epoch": epoch, "train_loss": value}
+            t += 1
+            step(network.gradient, t, config.learning_rate, value)
         step_seconds = time.perf_counter() - began
-        train_loss, _ = LOSSES[config.loss](logits, labels)  # without the decay term, which `loss` above contains
+        train_loss, _ = loss(logits, labels)  # without the decay term, which `value` above contains
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
     return {
         "epoch": epoch,
@@ -584,94 +649,11 @@ def _epoch(config, data, network, step, epoch):
     }
 
 
-# ------------------------------------------------------------------------------------------------------ save and resume
-
-
 def save_network(path, network):
-    """Write sizes, activation and theta to an .npz file, atomically."""
-    with write_atomically(path) as file:
-        np.savez(file, sizes=network.sizes, activation=network.activation, theta=network.theta)
+    """Write a network to an .npz file, whole or not at all (see lib/files.py)."""
+    import_module("lib.files").save_network(path, network)
 
 
 def load_network(path):
-    """The network that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
-    saved = load_npz(path, "a saved network", {"sizes", "activation", "theta"})
-    sizes, activation, theta = saved["sizes"].ravel().tolist(), str(saved["activation"]), saved["theta"]
-    if theta.dtype not in (np.float32, np.float64):
-        raise InputError(f"{path}: theta is {theta.dtype}; allowed: float32 or float64")
-    network = Network(sizes, activation, rng=np.random.default_rng(0), dtype=theta.dtype)
-    fill(path, "theta", network.theta, theta)
-    return network
-
-
-def _state(step, prefix="optimizer."):
-    """An optimiser's whole state: the cells of its closure, and of functions in it, with arrays or numbers, by name."""
-    found = {}
-    for name, cell in zip(step.__code__.co_freevars, step.__closure__ or ()):
-        if isinstance(cell.cell_contents, FunctionType):
-            found |= _state(cell.cell_contents, f"{prefix}{name}.")
-        elif isinstance(cell.cell_contents, (np.ndarray, int, float)):
-            found[prefix + name] = cell
-    return found
-
-
-def _fingerprint(config, data):
-    """What must agree for a checkpoint to be one of this training; all but the epochs, which may be more."""
-    return {**asdict(config), "epochs": None, "data": [data.name, len(data.y_train), zlib.crc32(data.y_train)]}
-
-
-def save_checkpoint(path, training, theta, kept_theta, step, history):
-    """Write where a training stands after an epoch. training: what tells it from others, a dictionary for JSON."""
-    about = json.dumps({"training": training, "history": history})
-    state = {name: cell.cell_contents for name, cell in _state(step).items()}
-    with write_atomically(path) as file:
-        np.savez(file, about=about, theta=theta, kept_theta=kept_theta, **state)
-
-
-def load_checkpoint(path, training, theta, kept_theta, step):
-    """Put all arrays and the optimiser back where a checkpoint left them; return the history.
-
-    Raises InputError for a file missing, damaged, or written by another training.
-    """
-    saved = load_npz(path, "a checkpoint", {"about", "theta", "kept_theta"})
-    try:
-        about = json.loads(str(saved["about"]))
-    except ValueError:
-        raise InputError(f"{path} is not a checkpoint: what it says about itself is not JSON") from None
-    state = _state(step)
-    for name, value in json.loads(json.dumps(training)).items():
-        there = about["training"].get(name)
-        if value != there:
-            raise InputError(f"{path} is a checkpoint of another training: {name} is {there!r} there, {value!r} here")
-    there = {name for name in saved if name.startswith("optimizer.")}
-    if there != set(state):  # for example where a number begins as None
-        raise InputError(f"{path} holds {sorted(there)} of the optimiser, which begins with {sorted(state)}")
-    fill(path, "theta", theta, saved["theta"])
-    fill(path, "kept_theta", kept_theta, saved["kept_theta"])
-    for name, cell in state.items():
-        if isinstance(cell.cell_contents, np.ndarray):
-            fill(path, name, cell.cell_contents, saved[name])
-        else:
-            cell.cell_contents = saved[name].item()
-    return about["history"]
-
-
-def load_npz(path, what, keys):
-    """The arrays in an .npz file, by name. Raises InputError where it is missing, damaged, or lacks one of the keys."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            saved = dict(file)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise InputError(f"{path} is not {what}, or is damaged") from None
-    if not keys <= set(saved):
-        raise InputError(f"{path} is not {what}: it lacks {', '.join(sorted(keys - set(saved)))}")
-    return saved
-
-
-def fill(path, name, array, saved):
-    """array <- saved, which a file had. Raises InputError where shape or dtype differ, or a number is not finite."""
-    if saved.shape != array.shape or saved.dtype != array.dtype or not np.isfinite(saved).all():
-        raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: finite {array.dtype} {array.shape}")
-    array[:] = saved
+    """Return the network that `save_network` wrote. Raises InputError if the file is missing, damaged or foreign."""
+    return import_module("lib.files").load_network(path)

@@ -31,9 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import METRICS, Config, InputError, write_atomically
+from helpers import METRICS, Config, InputError
 from lib.cli import Parser, answer, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
+from lib.files import write_atomically
 from lib.ledger import Ledger, errors_as_sentences
 from lib.sweepfile import choices, one_of, read_sweep, whole
 from lib.tables import COLUMNS, FIELDS, RESULTS, agree, config_of, machine, read_table, write_table

@@ -10,7 +10,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from helpers import DATASETS, Dataset, InputError, _choice, _number, write_atomically
+from helpers import DATASETS, Dataset, InputError, choice, number
+from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
@@ -19,53 +20,72 @@ N = N_TRAIN + N_VAL + N_TEST
 
 
 def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
-    """The data set `name`, read by TFDS from `data_dir`; `seed` draws the 10 % of the training images held out.
+    """Return the data set `name`; `seed` draws the 10 % of the training images that are held out to validate.
 
-    Decoded once, then kept in data_dir/cache as one memory-mapped file that all processes share. Its name carries the
-    state of the prepared files it was made from and its own checksum: a stale or damaged cache is built anew.
-    Raises InputError where the data set is missing and cannot be downloaded, or where a file is corrupted.
+    It is what the function in DATASETS returns or, for None, what TFDS reads from `data_dir`. That is decoded once and
+    kept in data_dir/cache as one memory-mapped file that all processes share. Its name has the state of the prepared
+    files it was made from and its own checksum: a stale or damaged cache is built anew. Raises InputError if the data
+    set is missing and cannot be downloaded, or if a file is damaged.
     """
-    _choice("dataset", name, DATASETS)
-    seed = _number("seed", seed, int, "[0, inf)")
-    folder, cache = Path(data_dir) / name, Path(data_dir) / "cache"
+    name = choice("dataset", name, DATASETS)
+    if DATASETS[name]:
+        return DATASETS[name]()
+    seed = number("seed", seed, int, "[0, inf)")
+    folder = Path(data_dir) / name
+    cache = Path(data_dir) / "cache"
     if not folder.is_dir():
         _download(name, data_dir)
     state = [(p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(folder)]
     prefix = f"{name}-split{seed}-{zlib.crc32(repr(state).encode()):08x}-"
     found = [flat for flat in map(_open_cache, cache.glob(f"{prefix}*.npy")) if flat is not None]
     flat = found[0] if found else _build_cache(name, seed, folder, cache, prefix)
-    images, labels = flat[: N * 784].reshape(N, 784), flat[N * 784 :]
-    names = list(folder.glob("*/label.labels.txt"))  # MNIST has none: its classes are the digits
-    class_names = names[0].read_text().split("\n") if names else "0123456789"
+    images = flat[: N * 784].reshape(N, 784)
+    labels = flat[N * 784 :]
     parts = slice(0, N_TRAIN), slice(N_TRAIN, N_TRAIN + N_VAL), slice(N_TRAIN + N_VAL, N)
-    return Dataset(name, tuple(filter(None, class_names)), *(both[part] for part in parts for both in (images, labels)))
+    return Dataset(name, _class_names(folder), *(both[part] for part in parts for both in (images, labels)))
 
 
 def _files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def _class_names(folder):
+    for path in folder.glob("*/label.labels.txt"):
+        return tuple(filter(None, path.read_text(encoding="utf-8").split("\n")))
+    return tuple("0123456789")  # MNIST has no such file: its classes are the digits
+
+
 def _open_cache(path):
-    """The flat array in a cache file, or None where its size or its checksum is not what it should be."""
+    """Return the flat array in a cache file, or None if its size or its checksum is not what it should be."""
     try:
         flat = np.asarray(np.load(path, mmap_mode="r"))  # still mapped, but a plain array: faster to index
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header raises whatever its bytes lead NumPy into
         return None
-    return flat if flat.shape == (N * 785,) and path.stem.endswith(f"{zlib.crc32(flat):08x}") else None
+    whole = flat.shape == (N * 785,) and flat.dtype == np.uint8
+    return flat if whole and path.stem.endswith(f"{zlib.crc32(flat):08x}") else None
+
+
+def _check_sums(name, data_dir):
+    """Raise InputError if a file that SHA256SUMS lists for the data set is missing or another."""
+    sums = data_dir / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    expected = {key: value for value, key in (line.split() for line in lines) if key.startswith(f"{name}/")}
+    there = {key: data_dir / key for key in expected if (data_dir / key).is_file()}
+    for key, path in there.items():
+        if sha256(path.read_bytes()).hexdigest() != expected[key]:
+            raise InputError(f"{path} is corrupted: its SHA-256 is not the one in {sums}; restore it with git checkout")
+    missing = sorted(expected.keys() - there.keys())
+    if there and missing:
+        raise InputError(f"{data_dir / missing[0]} is missing; restore it with git checkout")
 
 
 def _build_cache(name, seed, folder, cache, prefix):
     """Check the prepared files, decode them, and write all images, then all labels, in the order train, val, test."""
-    sums = folder.parent / "SHA256SUMS"
-    expected = dict(line.split()[::-1] for line in sums.read_text().splitlines()) if sums.is_file() else {}
-    for path in _files(folder) if expected else []:
-        key = path.relative_to(folder.parent).as_posix()
-        if sha256(path.read_bytes()).hexdigest() != expected.pop(key, None):
-            raise InputError(f"{path} is corrupted: its SHA-256 is not the one in {sums}; restore it with git checkout")
-    missing = [key for key in expected if key.startswith(f"{name}/")]
-    if missing:
-        raise InputError(f"{folder.parent / missing[0]} is missing; restore it with git checkout")
-    images, labels = _decode(name, folder.parent)
+    _check_sums(name, folder.parent)
+    try:
+        images, labels = _decode(name, folder.parent)
+    except Exception as error:  # array_record, protobuf, Pillow and TFDS have no common one
+        raise InputError(f"{folder} cannot be read as {name}: {error}; restore it with git checkout") from None
     order = np.random.default_rng(seed).permutation(N_TRAIN + N_VAL)
     order = np.concatenate([order, np.arange(N_TRAIN + N_VAL, N)])
     flat = np.concatenate([images[order].ravel(), labels[order]])
@@ -83,13 +103,15 @@ def _build_cache(name, seed, folder, cache, prefix):
 
 
 def _decode(name, data_dir):
-    """Images (N, 784) and labels (N,), uint8, in the order TFDS stores them: training images, then test images."""
+    """Return images (N, 784) and labels (N,), uint8, in the order of TFDS: training images, then test images."""
     import tensorflow_datasets as tfds
     from PIL.PngImagePlugin import PngImageFile
     from tensorflow_datasets.proto import tf_example_pb2
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES  # without TensorFlow, TFDS takes three times as long to decode
-    images, labels, n = np.empty((N, 784), np.uint8), np.empty(N, np.uint8), 0
+    images = np.empty((N, 784), np.uint8)
+    labels = np.empty(N, np.uint8)
+    n = 0
     for split in ("train", "test"):
         source = tfds.data_source(name, split=split, data_dir=data_dir, download=False, deserialize_method=raw)
         for record in source.__getitems__(range(len(source))):
@@ -98,11 +120,13 @@ def _decode(name, data_dir):
             images[n] = np.frombuffer(PngImageFile(BytesIO(png)).tobytes(), np.uint8)
             labels[n] = feature["label"].int64_list.value[0]
             n += 1
+    if n != N:
+        raise ValueError(f"it has {n} images, not {N}")
     return images, labels
 
 
 def _download(name, data_dir):
-    """Let TFDS download and prepare the data set; fail fast where TensorFlow or a network lacks."""
+    """Let TFDS download and prepare the data set; fail fast if TensorFlow or a network connection is missing."""
     sentence = f"{Path(data_dir) / name} is missing: restore it with git checkout, or rebuild it as data/README.md says"
     try:
         import tensorflow as _  # noqa: F401  TFDS prepares with it

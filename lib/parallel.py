@@ -2,27 +2,47 @@
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
-from helpers import train
+import cloudpickle
+
+import helpers
+from helpers import InputError, train
 from lib.dataset import load_dataset
+
+FAMILIES = ("ACTIVATIONS", "LOSSES", "WEIGHT_INITS", "OPTIMIZERS", "DATASETS")
 
 
 def train_all(configs, processes=None, **options):
     """Train many: each config on its own data set in a process of its own, as many side by side as there are cores.
 
-    options go to `train`. Yields the Trainings in the order of configs, each as soon as it is done.
+    What has been added to OPTIMIZERS, ACTIVATIONS and the like, even in a notebook, is sent along. options go to
+    `train`. Yields the Trainings in the order of configs, each as soon as it is done. Raises InputError if an entry
+    cannot be sent, or if a process dies.
     """
+    families = {name: getattr(helpers, name) for name in FAMILIES}
+    try:
+        orders = [cloudpickle.dumps((families, config, options)) for config in configs]
+    except Exception as error:  # each object that cannot be pickled has its own
+        raise InputError(f"an entry of {', '.join(FAMILIES)} cannot be sent to another process: {error}") from None
     with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        yield from pool.map(partial(_train_one, options), configs)
+        try:
+            yield from pool.map(_train_one, orders)
+        except BrokenProcessPool:
+            raise InputError(
+                "a process that trained has died; allowed: fewer side by side, if memory ran out"
+            ) from None
 
 
 def end_with_parent():
-    """Do not train on, unseen, where the parent was killed."""
+    """Do not train on, unseen, if the parent is killed."""
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def _train_one(options, config):
+def _train_one(order):
+    families, config, options = cloudpickle.loads(order)
+    for name, entries in families.items():
+        getattr(helpers, name).update(entries)
     return train(config, load_dataset(config.dataset), **options)

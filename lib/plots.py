@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from helpers import write_atomically
+from lib.files import write_atomically
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
 WIDTH = 7.0  # inches: the text width of the PDF, so that a font size here is the size on paper

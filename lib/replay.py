@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import BLAS, InputError, write_atomically
+from helpers import BLAS, InputError
 from lib.anova import EPOCHS, PARAMETERS, REPLAYS, VALUES, accuracy, check_whole
+from lib.files import write_atomically
 from lib.parallel import end_with_parent
 
 # A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a

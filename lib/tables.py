@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import BLAS, METRICS, Config, write_atomically
+from helpers import BLAS, METRICS, Config
+from lib.files import write_atomically
 
 FIELDS = [f.name for f in fields(Config)]
 HISTORIES = [f"{metric}_history" for metric in METRICS]

@@ -127,9 +127,21 @@ def test_a_corrupted_prepared_file_is_named_and_never_trained_on(fake_decode, co
     assert fake_decode == ["mnist"]
 
 
-def test_a_file_that_does_not_belong_is_named(fake_decode, copy):
-    (copy / "mnist" / "3.0.1" / "mnist-train.array_record-00001-of-00002").write_bytes(b"extra")
-    with pytest.raises(InputError, match="00001-of-00002 is corrupted"):
+def test_files_that_are_not_listed_are_not_called_corrupted(fake_decode, copy):
+    (copy / "mnist" / ".DS_Store").write_bytes(b"extra")
+    load_dataset("mnist", 0, copy)
+    shutil.rmtree(copy / "mnist" / "3.0.1")
+    (copy / "mnist" / "9.0.0").mkdir()
+    (copy / "mnist" / "9.0.0" / "dataset_info.json").write_text("{}")  # a version of one's own, none of it listed
+    load_dataset("mnist", 0, copy)
+    assert len(fake_decode) == 2
+
+
+def test_files_that_cannot_be_decoded_are_named(copy):
+    (copy / "SHA256SUMS").unlink()
+    (record,) = (copy / "mnist").glob("*/mnist-train.array_record*")
+    record.write_bytes(record.read_bytes()[: 2**20])
+    with pytest.raises(InputError, match="mnist cannot be read as mnist: .*; restore it"):
         load_dataset("mnist", 0, copy)
 
 

@@ -1,6 +1,7 @@
 """The network, its losses and its gradients, each against a second derivation."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -171,10 +172,123 @@ def test_impossible_sizes_are_refused(sizes):
 
 
 def test_unknown_names_are_refused_with_the_choices():
-    with pytest.raises(InputError, match="activation is 'relu'; allowed: identity, sigmoid, tanh, ReLU"):
-        Network([3, 2], activation="relu")
-    with pytest.raises(InputError, match="weight_init is 'xavier'; allowed: random, Xavier, He"):
-        Network([3, 2], weight_init="xavier")
+    with pytest.raises(InputError, match="activation is 'relu6'; allowed: identity, sigmoid, tanh, ReLU"):
+        Network([3, 2], activation="relu6")
+    with pytest.raises(InputError, match="weight_init is 'glorot'; allowed: random, Xavier, He"):
+        Network([3, 2], weight_init="glorot")
+    with pytest.raises(InputError, match="loss is 'mse'; allowed: cross_entropy, mean_squared_error"):
+        Network([3, 2]).objective(np.zeros((1, 3), np.float32), np.zeros(1, int), "mse")
+
+
+def test_names_are_taken_in_any_case_and_the_exact_one_first(monkeypatch):
+    assert Network([3, 2], activation="relu").activation == "ReLU"
+    monkeypatch.setitem(ACTIVATIONS, "relu", ACTIVATIONS["tanh"])
+    assert Network([3, 2], activation="relu").activation == "relu"
+    with pytest.raises(InputError, match="RELU"):  # either of two
+        Network([3, 2], activation="RELU")
+
+
+def gelu(z, out):
+    """f(z) = z s(z), with the sigmoid s(1.702 z);  f'(z) = s + 1.702 z s (1 - s)   (Hendrycks & Gimpel, 2016)."""
+    s = 1 / (1 + np.exp(-1.702 * z))
+    out[:] = s + 1.702 * z * s * (1 - s)
+    z *= s
+
+
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_an_activation_whose_derivative_needs_z(monkeypatch, sizes):
+    monkeypatch.setitem(ACTIVATIONS, "GELU", (gelu, None))
+    network, x, y = network_and_batch(sizes, "GELU")
+    assert gradient_check(network, x, y, weight_decay=0.1) < 1e-6
+
+
+IMAGES = {
+    "one image": np.zeros(784, np.uint8),
+    "a column": np.zeros((784, 1), np.uint8),
+    "one number each": np.zeros((5, 1), np.uint8),
+    "squares": np.zeros((5, 28, 28), np.uint8),
+    "too wide": np.zeros((5, 785), np.uint8),
+    "empty rows": np.zeros((5, 0), np.uint8),
+    "a number": np.zeros((), np.uint8),
+    "float64": np.zeros((5, 784)),
+    "int64": np.zeros((5, 784), int),
+    "text": np.full((5, 784), "a"),
+    "objects": np.full((5, 784), None),
+    "nan": np.full((5, 784), np.nan, np.float32),
+    "infinite": np.full((5, 784), np.inf, np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_that_do_not_fit_are_refused_everywhere(kind, small, tiny_config):
+    x = IMAGES[kind]
+    y = np.zeros(x.shape[:1], int)
+    network = Network([784, 8, 10])
+    data = dataclasses.replace(small, x_train=x, y_train=y)
+    calls = [lambda: network.predict(x)]
+    if x.ndim:
+        calls += [lambda: network.forward(x)]
+        calls += [lambda: network.objective(x, y), lambda: helpers.evaluate(network, x, y)]
+        calls += [lambda: helpers.train(tiny_config(), data, network=network)]
+    for call in calls:
+        with pytest.raises(InputError, match="x is .*; allowed: "):
+            call()
+
+
+def test_no_images_give_no_probabilities_and_no_accuracy():
+    network = Network([784, 8, 10])
+    nothing = np.zeros((0, 784), np.uint8)
+    assert network.predict(nothing).shape == (0, 10)
+    for call in (network.objective, lambda x, y: helpers.evaluate(network, x, y)):
+        with pytest.raises(InputError, match="y is int64 .*; allowed: "):
+            call(nothing, np.zeros(0, int))
+
+
+LABELS = {
+    "from 1": np.arange(1, 11),
+    "negative": np.arange(-1, 9),
+    "text": np.array(list("0123456789")),
+    "with a point": np.arange(10.0),
+    "truth": np.arange(10) > 4,
+    "too few": np.arange(9),
+    "too many": np.arange(11) % 10,
+    "a column": np.arange(10)[:, None],
+    "one hot": np.eye(10, dtype=int),
+    "objects": np.array([None] * 10),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_do_not_fit_are_refused_everywhere(kind, small, tiny_config):
+    x = small.x_train[:10]
+    y = LABELS[kind]
+    network = Network([784, 8, 10])
+    for call in (
+        lambda: network.objective(x, y),
+        lambda: helpers.evaluate(network, x, y),
+        lambda: helpers.train(tiny_config(), dataclasses.replace(small, x_train=x, y_train=y)),
+        lambda: helpers.train(tiny_config(), dataclasses.replace(small, x_val=x, y_val=y)),
+    ):
+        with pytest.raises(InputError, match="^y.*; allowed: "):
+            call()
+
+
+def test_memory_is_bounded_by_the_longest_batch():
+    network = Network([784, 64, 64, 10])
+    images = np.zeros((300, 784), np.uint8)
+    network.predict(images)
+    held = {id(array) for group in network._memory for array in group}
+    for n in range(1, 301):
+        network.predict(images[:n])
+    assert {id(array) for group in network._memory for array in group} == held
+
+
+def test_a_batch_gives_the_same_bits_whatever_came_before(small):
+    x, y = small.x_train[:37], small.y_train[:37]
+    one, other = (Network([784, 30, 20, 10], rng=np.random.default_rng(0)) for _ in range(2))
+    other.predict(small.x_train)
+    other.objective(small.x_train[:5], small.y_train[:5])
+    assert one.objective(x, y)[0] == other.objective(x, y)[0] and (one.gradient == other.gradient).all()
 
 
 def test_evaluate_is_the_plain_mean_over_all_images(small):

@@ -31,6 +31,7 @@ import sqlalchemy
 import yaml
 
 import helpers
+import lib.files
 import lib.ledger
 import lib.sweepfile
 import lib.tables
@@ -137,7 +138,7 @@ def write(tmp_path):
 def command(*argv, load="tiny"):
     """The command line of sweep.py in a process of its own, on tiny data, with everything it writes in this folder."""
     loaders = [inspect.getsource(one) for one in (tiny, broken, here, elsewhere)]  # without all that is imported here
-    with helpers.write_atomically("loaders.py") as file:  # another process may be importing it
+    with lib.files.write_atomically("loaders.py") as file:  # another process may be importing it
         file.write("\n".join([*IMPORTS, *loaders]).encode())
     code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {os.getcwd()!r}]; import loaders, sweep; "
     code += f"sys.exit(sweep.main(load=loaders.{load}))"

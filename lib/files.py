@@ -1,0 +1,220 @@
+"""Files: written whole or not at all, checked whole before anything in them is used."""
+
+import json
+import os
+import zipfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from helpers import Config, InputError, Network, make_optimizer
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # on Windows, where nothing but the lock of a checkpoint is missing
+    flock = None
+
+
+@contextmanager
+def write_atomically(path):
+    """Open a file beside `path`, of a name that nobody else uses; rename it to `path` once it is written whole."""
+    path = Path(path).resolve()  # of a link, the file it points to
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # a full disk names no file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_npz(path, **arrays):
+    """Write arrays to an .npz file, atomically and without pickle."""
+    with write_atomically(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path, what, keys):
+    """Return the arrays in an .npz file by name: those in `keys`, and others if it has them.
+
+    Every member's checksum is compared before one is read: np.load alone uses an array that a flipped bit has moved.
+    Members must be stored as they are, so that no file takes more memory than its own size. Raises InputError if the
+    file is missing, damaged, or not `what`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            members = archive.infolist()
+            whole = archive.testzip() is None
+        plain = all(one.compress_type == zipfile.ZIP_STORED for one in members)
+        if not (whole and plain and len({one.filename for one in members}) == len(members)):
+            raise ValueError("a checksum is wrong")
+        with np.load(BytesIO(content), allow_pickle=False) as file:
+            saved = dict(file)
+    except Exception:  # a damaged file raises whatever its bytes lead zipfile and NumPy into
+        raise InputError(f"{path} is not {what}, or is damaged; remove it, or restore it from a copy") from None
+    if missing := keys - saved.keys():
+        raise InputError(f"{path} is not {what}: {', '.join(sorted(missing))} is missing")
+    return saved
+
+
+def fill(path, name, array, saved):
+    """Copy `saved`, which a file had, into `array`. Raises InputError if shape or dtype differ."""
+    if saved.shape != array.shape or saved.dtype != array.dtype:
+        raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: {array.dtype} {array.shape}")
+    array[...] = saved
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+def _network(sizes, activation, theta):
+    return Network(sizes.ravel().tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
+
+
+NETWORKS = {
+    "Network": _network
+}  # kind: what makes one from its description and the dtype of its theta; lib.layers adds
+
+
+def description(network):
+    """Return what a file needs, beside theta, to make a network of the same kind and shape."""
+    if type(network) is Network:
+        return {"sizes": network.sizes, "activation": network.activation}
+    return network.description()
+
+
+def save_network(path, network):
+    """Write the network's kind, description and theta to an .npz file."""
+    write_npz(path, kind=type(network).__name__, theta=network.theta, **description(network))
+
+
+def load_network(path):
+    """Return the network that `save_network` wrote. Raises InputError if the file is missing, damaged or foreign."""
+    saved = read_npz(path, "a saved network", {"theta"})
+    kind = str(saved.pop("kind", "Network"))
+    theta = saved["theta"]
+    if kind not in NETWORKS:
+        raise InputError(f"{path} is a network of kind {kind!r}; allowed: {', '.join(NETWORKS)}")
+    if theta.dtype not in (np.float32, np.float64) or not np.isfinite(theta).all():
+        raise InputError(f"{path}: theta is {theta.dtype}; allowed: finite float32 or float64")
+    try:
+        network = NETWORKS[kind](**saved)
+    except (TypeError, ValueError, LookupError, AttributeError, MemoryError) as error:
+        raise InputError(f"{path} is not a saved network, or is damaged: {error}") from None
+    fill(path, "theta", network.theta, theta)
+    return network
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+# A checkpoint holds `arrays`, {name: array}, which are where a training stands; `training`, a dictionary for JSON that
+# tells it from other trainings; and its history so far.
+
+
+@contextmanager
+def locked(path):
+    """Refuse a second training on one checkpoint while a first one runs; if that is killed, its lock is gone."""
+    path = Path(path).resolve()
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "ab") as file:
+        try:
+            if flock:
+                flock(file, LOCK_EX | LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
+                raise FileNotFoundError  # removed by the training that has just ended
+        except OSError:
+            raise InputError(f"{path} is in use by another training; allowed: one at a time, or another file") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def save_checkpoint(path, training, arrays, history):
+    """Write where a training stands after an epoch."""
+    about = json.dumps({"training": training, "history": history}, allow_nan=False)
+    write_npz(path, about=about, **arrays)
+
+
+def load_checkpoint(path, training, arrays, defaults=None):
+    """Put all arrays back to where a checkpoint left them; return the history.
+
+    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError if the file is
+    missing, damaged, or of another training.
+    """
+    saved = read_npz(path, "a checkpoint", {"about"})
+    try:
+        about = json.loads(str(saved.pop("about")))
+        then = {**(defaults or {}), **about["training"]}
+        history = list(about["history"])
+    except (ValueError, TypeError, LookupError):
+        raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
+    for name, now in json.loads(json.dumps(training)).items():
+        if then.get(name) != now:
+            there = f"{name} is {then.get(name)!r} there, {now!r} here"
+            raise InputError(f"{path} is a checkpoint of another training: {there}; allowed: another file")
+    if saved.keys() != arrays.keys():
+        raise InputError(f"{path} holds {sorted(saved)}; allowed: {sorted(arrays)}, the state of this training")
+    for name, array in arrays.items():
+        fill(path, name, array, saved[name])
+    return history
+
+
+def check_resumable(theta, config, steps=30):
+    """Raise InputError if an optimiser remembers more than its state: if one that takes that over steps elsewhere."""
+    rng = np.random.default_rng(0)
+    theta = theta.copy()
+    step, state = make_optimizer(theta, config)
+    for t in range(1, steps + 1):
+        other = theta.copy()
+        other_step, other_state = make_optimizer(other, config)
+        for name in state:
+            other_state[name][...] = state[name]
+        g = rng.standard_normal(theta.shape, np.float32).astype(theta.dtype)
+        loss = float(rng.random())
+        step(g.copy(), t, config.learning_rate, loss)
+        other_step(g, t, config.learning_rate, loss)
+        if not np.array_equal(theta, other, equal_nan=True):
+            more = (
+                f"optimizer {config.optimizer!r} remembers more than its state, which has {sorted(state) or 'nothing'}"
+            )
+            raise InputError(
+                f"{more}; allowed with a checkpoint: one whose state holds all, in arrays updated in place"
+            )
+
+
+def fingerprint(config, data, network):
+    """Return all that a training depends on, but for its epochs, which may become more: a dictionary for JSON."""
+    arrays = {name: getattr(data, name) for name in ("x_train", "y_train", "x_val", "y_val")}
+    sums = {name: [*array.shape, zlib.crc32(np.ascontiguousarray(array))] for name, array in arrays.items()}
+    shape = {name: np.asarray(value).tolist() for name, value in description(network).items()}
+    return {**asdict(config), "epochs": None, "data": [data.name, sums], "network": [type(network).__name__, shape]}
+
+
+@contextmanager
+def resumed(path, config, data, network, best_theta, state):
+    """Lock the checkpoint of a training and go on from it, if it exists: yield the history and save(history).
+
+    Raises InputError if it is in use, damaged or of another training, or if the optimiser cannot be resumed.
+    """
+    check_resumable(network.theta, config)
+    training = fingerprint(config, data, network)
+    arrays = {"theta": network.theta, "best_theta": best_theta}
+    arrays |= {f"optimizer.{name}": array for name, array in state.items()}
+    with locked(path):
+        history = []
+        if Path(path).exists():
+            history = load_checkpoint(path, training, arrays, asdict(Config()))
+        if len(history) > config.epochs:
+            raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {config.epochs} asked for")
+        yield history, lambda history: save_checkpoint(path, training, arrays, history)

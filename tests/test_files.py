@@ -1,0 +1,233 @@
+"""Files: networks and checkpoints, written whole, checked whole, and never used if damaged or foreign."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+import helpers
+import lib.files
+from helpers import InputError, Network, train
+
+
+def subset(data, n):
+    return dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n])
+
+
+def test_checkpoints_of_something_else_are_refused(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    config = tiny_config()
+    train(config, small, checkpoint=path)
+    with pytest.raises(InputError, match="learning_rate is 0.001 there, 0.5 here"):
+        train(tiny_config(learning_rate=0.5), small, checkpoint=path)
+    with pytest.raises(InputError, match="optimizer is 'rmsprop' there, 'adam' here"):
+        train(tiny_config(optimizer="adam"), small, checkpoint=path)
+    with pytest.raises(InputError, match="another training: data"):
+        train(config, subset(small, 100), checkpoint=path)
+    with pytest.raises(InputError, match="3 epochs; allowed: at most the 1"):
+        train(tiny_config(epochs=1), small, checkpoint=path)
+    helpers.save_network(path, Network([3, 2]))
+    with pytest.raises(InputError, match="not a checkpoint: about is missing"):
+        train(config, small, checkpoint=path)
+    np.savez(path, about="{", theta=np.zeros(3), kept_theta=np.zeros(3))
+    with pytest.raises(InputError, match="not a checkpoint: what it says about itself cannot be read"):
+        train(config, small, checkpoint=path)
+    for junk in (b"", b"PK\x03\x04 something", b"hello" * 99):
+        path.write_bytes(junk)
+        with pytest.raises(InputError, match="c.npz is not a checkpoint, or is damaged"):
+            train(config, small, checkpoint=path)
+
+
+def test_networks_are_saved_and_loaded_without_loss(tmp_path):
+    network = Network([784, 30, 20, 10], "ReLU", rng=np.random.default_rng(0))
+    helpers.save_network(tmp_path / "n.npz", network)
+    other = helpers.load_network(tmp_path / "n.npz")
+    x = np.random.default_rng(1).integers(0, 256, (4, 784)).astype(np.uint8)
+    assert (network.forward(x) == other.forward(x)).all() and other.theta.dtype == np.float32
+    assert list(tmp_path.iterdir()) == [tmp_path / "n.npz"]
+
+
+def damaged_networks():
+    theta = np.zeros(3 * 2 + 2, np.float32)
+    good = {"sizes": np.array([3, 2]), "activation": np.array("tanh"), "theta": theta}
+    yield {k: v for k, v in good.items() if k != "theta"}, "theta is missing"
+    yield {**good, "theta": theta[:-1]}, "theta"
+    yield {**good, "theta": theta * np.nan}, "theta"
+    yield {**good, "theta": theta.astype(int)}, "theta"
+    yield {**good, "theta": np.array(["a"] * 8)}, "theta"
+    yield {**good, "sizes": np.array([3, -2])}, "sizes"
+    yield {**good, "sizes": np.array([3.5, 2])}, "sizes"
+    yield {**good, "sizes": np.array(3)}, "sizes"
+    yield {**good, "activation": np.array("magic")}, "activation"
+
+
+@pytest.mark.parametrize("content, named", list(damaged_networks()))
+def test_damaged_networks_are_refused(content, named, tmp_path):
+    path = tmp_path / "n.npz"
+    np.savez(path, **content)
+    with pytest.raises(InputError, match=named):
+        helpers.load_network(path)
+
+
+def test_a_truncated_or_pickled_or_missing_file_is_refused(tmp_path):
+    path = tmp_path / "n.npz"
+    with pytest.raises(InputError, match="cannot read .*n.npz: No such file"):
+        helpers.load_network(path)
+    helpers.save_network(path, Network([30, 20]))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="damaged"):
+        helpers.load_network(path)
+    np.savez(path, sizes=np.array([3, 2]), activation=np.array("tanh"), theta=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="damaged"):
+        helpers.load_network(path)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_harmless(small, tiny_config, tmp_path):
+    """np.load alone takes 1 of 40 such files for good, and moves all weights by one."""
+    path = tmp_path / "n.npz"
+    network = Network([7, 3, 2], rng=np.random.default_rng(0))
+    helpers.save_network(path, network)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    found = 0
+    for bit in rng.permutation(8 * len(content))[:1500]:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(changed)
+        try:
+            loaded = helpers.load_network(path)
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            found += 1
+        else:
+            assert (loaded.theta == network.theta).all() and loaded.sizes == [7, 3, 2] and loaded.activation == "tanh"
+    assert found > 1000
+
+
+@pytest.mark.parametrize("damage", ["cut", "doubled", "zeros", "text", "empty", "another zip", "garbage behind"])
+def test_damaged_checkpoints_are_named(damage, small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    train(tiny_config(epochs=1), small, checkpoint=path)
+    content = path.read_bytes()
+    half = len(content) // 2
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    path.write_bytes({
+        "cut": content[:half], "doubled": content[:half] + content, "zeros": content[:half] + bytes(half),
+        "text": b"hello", "empty": b"", "another zip": zipped.getvalue(), "garbage behind": content + bytes(70000),
+    }[damage])  # fmt: skip
+    before = path.read_bytes()
+    if damage == "doubled":  # what stands before a zip file belongs to nobody: it is read, or refused, but never wrong
+        return
+    with pytest.raises(InputError, match="c.npz is not a checkpoint"):
+        train(tiny_config(), small, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_a_member_that_would_take_much_memory_is_never_unpacked(tmp_path):
+    path = tmp_path / "n.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**28,)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in {"sizes": np.array([3, 2]), "activation": np.array("tanh")}.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+        with archive.open("theta.npy", "w") as member:
+            member.write(header.getvalue())
+            for _ in range(64):
+                member.write(bytes(2**24))
+    assert path.stat().st_size < 2_000_000
+    code = "import resource, sys, helpers; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30)); "
+    code += "helpers.load_network(sys.argv[1])"
+    root = os.path.dirname(helpers.__file__)
+    env = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, path], env=env, capture_output=True, text=True, timeout=60)
+    assert "InputError" in done.stderr.splitlines()[-1] and "MemoryError" not in done.stderr
+
+
+def test_a_checkpoint_is_of_its_images_labels_validation_and_network(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    config = tiny_config(epochs=2)
+    train(dataclasses.replace(config, epochs=1), small, checkpoint=path)
+    for name in ("x_train", "y_train", "x_val", "y_val"):
+        changed = getattr(small, name).copy()
+        changed.flat[5] = (changed.flat[5] + 1) % 10
+        with pytest.raises(InputError, match="c.npz is a checkpoint of another training: data is"):
+            train(config, dataclasses.replace(small, **{name: changed}), checkpoint=path)
+    with pytest.raises(InputError, match="c.npz is a checkpoint of another training: network is"):
+        train(config, small, checkpoint=path, network=Network([784, 9, 9, 10], "ReLU"))
+    train(config, dataclasses.replace(small, x_test=small.x_test[:3]), checkpoint=path)  # no training sees these
+
+
+def test_a_checkpoint_older_than_a_field_has_its_default(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    train(tiny_config(epochs=1), small, checkpoint=path)
+    arrays = dict(np.load(path))
+    about = json.loads(str(arrays["about"]))
+    del about["training"]["beta2"]
+    arrays["about"] = json.dumps(about)
+    lib.files.write_npz(path, **arrays)
+    with pytest.raises(InputError, match="beta2 is 0.999 there, 0.5 here"):
+        train(tiny_config(beta2=0.5), small, checkpoint=path)
+    assert len(train(tiny_config(), small, checkpoint=path).history) == 3
+
+
+def test_two_trainings_on_one_checkpoint_are_refused(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    link = tmp_path / "link.npz"
+    link.symlink_to(path)
+
+    def another(row):
+        for same in (path, link):
+            with pytest.raises(InputError, match="c.npz is in use by another training"):
+                train(tiny_config(), small, checkpoint=same)
+
+    train(tiny_config(epochs=2), small, another, checkpoint=path)
+    assert sorted(tmp_path.iterdir()) == [path, link]
+    assert len(train(tiny_config(), small, checkpoint=link).history) == 3 and link.is_symlink()
+
+
+def test_moments_that_overflow_are_kept_to_the_bit(small, tiny_config, tmp_path, monkeypatch):
+    def overflowing(theta, config):
+        step, state = helpers.adam(theta, config)
+        state["v"][:3] = np.inf
+        return step, state
+
+    monkeypatch.setitem(helpers.OPTIMIZERS, "overflowing", overflowing)
+    whole = train(tiny_config(optimizer="overflowing", epochs=3), small)
+    train(tiny_config(optimizer="overflowing", epochs=1), small, checkpoint=tmp_path / "c.npz")
+    resumed = train(tiny_config(optimizer="overflowing", epochs=3), small, checkpoint=tmp_path / "c.npz")
+    assert (resumed.network.theta == whole.network.theta).all()
+
+
+def test_nothing_is_pickled(tmp_path):
+    for array in (np.array([2**70]), np.array([None]), np.array([{}])):
+        with pytest.raises(ValueError, match="allow_pickle=False"):
+            lib.files.write_npz(tmp_path / "n.npz", one=array)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_by_its_own_name(tmp_path):
+    path = tmp_path / ("n" * 250)  # as long as a name may be, nearly
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), lib.files.write_atomically(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with lib.files.write_atomically(path) as one, lib.files.write_atomically(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left.*n.npz"):
+        with lib.files.write_atomically(tmp_path / "n.npz"):
+            raise OSError(28, "No space left on device")
