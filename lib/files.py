@@ -171,10 +171,18 @@ def load_checkpoint(path, training, arrays, defaults=None):
 
 
 def check_resumable(theta, config, steps=30):
-    """Raise InputError if an optimiser remembers more than its state: if one that takes that over steps elsewhere."""
+    """Raise InputError if an optimiser cannot be resumed.
+
+    Its state must be arrays, and all that it remembers: in every step another one, which takes over the state of the
+    first, must move theta to the same bits.
+    """
     rng = np.random.default_rng(0)
     theta = theta.copy()
     step, state = make_optimizer(theta, config)
+    for name, array in state.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not str(name).isidentifier():
+            kept = f"the state of optimizer {config.optimizer!r} has {type(array).__name__} {name!r}"
+            raise InputError(f"{kept}; allowed: names with NumPy arrays of numbers, updated in place")
     for t in range(1, steps + 1):
         other = theta.copy()
         other_step, other_state = make_optimizer(other, config)

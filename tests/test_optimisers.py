@@ -355,10 +355,10 @@ def test_an_optimiser_that_remembers_more_than_its_state_is_refused_at_the_start
         lambda step: (step, {3: np.zeros(2)}),
     ],
 )
-def test_a_state_that_is_no_dictionary_of_arrays_is_refused(returned, monkeypatch, small, tiny_config):
+def test_a_state_that_is_no_dictionary_of_arrays_is_refused(returned, monkeypatch, small, tiny_config, tmp_path):
     monkeypatch.setitem(helpers.OPTIMIZERS, "odd", lambda theta, config: returned(lambda g, t, eta, loss: None))
     with pytest.raises(helpers.InputError, match="optimizer 'odd'.*allowed: "):
-        helpers.train(tiny_config(optimizer="odd"), small)
+        helpers.train(tiny_config(optimizer="odd"), small, checkpoint=tmp_path / "c.npz")
 
 
 def test_a_state_of_scalars_vectors_and_integers_resumes(monkeypatch, small, tiny_config, tmp_path):
