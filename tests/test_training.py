@@ -170,6 +170,32 @@ def test_keep_best_returns_the_first_best_epoch(small, tiny_config):
     assert (result.network.theta == thetas[np.argmax(accuracies)]).all()
 
 
+def test_of_equal_epochs_the_first_is_kept(monkeypatch, small, tiny_config):
+    accuracies = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(helpers, "evaluate", lambda *args: (1.0, next(accuracies)))
+    network = Network([784, 9, 9, 10], rng=np.random.default_rng(0))
+    thetas = []
+    train(
+        tiny_config(epochs=4), small, lambda row: thetas.append(network.theta.copy()), network=network, keep_best=True
+    )
+    assert (network.theta == thetas[1]).all() and (network.theta != thetas[2]).any()
+
+
+@pytest.mark.parametrize("name", ["train_loss", "val_loss", "val_accuracy"])
+def test_each_number_of_an_epoch_has_to_be_finite(name, monkeypatch, small, tiny_config):
+    """A network may fit the training images and overflow on those of validation."""
+    if name == "train_loss":
+        right = helpers.LOSSES["cross_entropy"]
+        whole = lambda z, y: (math.inf, right(z, y)[1]) if len(y) == len(small.y_train) else right(z, y)  # noqa: E731
+        monkeypatch.setitem(helpers.LOSSES, "cross_entropy", whole)
+    else:
+        loss = math.nan if name == "val_loss" else 1.0
+        accuracy = math.nan if name == "val_accuracy" else 0.5
+        monkeypatch.setattr(helpers, "evaluate", lambda *args: (loss, accuracy))
+    result = train(tiny_config(), small)
+    assert result.stopped == f"{name} not finite in epoch 1" and result.history == []
+
+
 def test_patience(small, tiny_config):
     result = train(tiny_config(epochs=200, learning_rate=0.02), small, patience=3)
     accuracies = [row["val_accuracy"] for row in result.history]
