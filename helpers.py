@@ -170,7 +170,8 @@ class Network:
         self.theta = np.zeros(self.n_weights + sum(self.sizes[1:]), dtype)
         self.gradient = np.zeros_like(self.theta)
         self.shapes = shapes + [(n_out,) for n_out in self.sizes[1:]]
-        parameters, gradients = self.parts(self.theta), self.parts(self.gradient)
+        parameters = self.parts(self.theta)
+        gradients = self.parts(self.gradient)
         self.W, self.b = parameters[: len(shapes)], parameters[len(shapes) :]
         self.dW, self.db = gradients[: len(shapes)], gradients[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
@@ -292,7 +293,8 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
         below, _ = network.objective(x, y, loss, weight_decay)
         network.theta[i] = value
         numeric[i] = (above - below) / (2 * epsilon)
-    norm, pairs = np.linalg.norm, zip(network.parts(exact), network.parts(numeric))
+    norm = np.linalg.norm
+    pairs = zip(network.parts(exact), network.parts(numeric))
     return max(norm(g - n) / max(norm(g) + norm(n), 1e-12) for g, n in pairs)
 
 
@@ -316,7 +318,7 @@ def sgd(theta, config):
 def momentum(theta, config):
     """u <- m u + g;  theta <- theta - eta u   (Polyak, 1964)."""
     m = config.momentum
-    u, s = np.zeros_like(theta), np.empty_like(theta)
+    u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, u
@@ -330,7 +332,7 @@ def momentum(theta, config):
 def nag(theta, config):
     """u <- m u + g;  theta <- theta - eta (g + m u), theta the point looked ahead to   (Nesterov, 1983)."""
     m = config.momentum
-    u, s = np.zeros_like(theta), np.empty_like(theta)
+    u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, u, s
@@ -349,7 +351,7 @@ def rmsprop(theta, config):
     beta = config.beta
     root = math.sqrt(1 - beta)  # v is kept without its factor 1 - beta: sqrt(v) = root sqrt(v kept)
     epsilon = config.epsilon / root
-    v, s = np.zeros_like(theta), np.empty_like(theta)
+    v, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, v, s
@@ -367,8 +369,8 @@ def rmsprop(theta, config):
 def adam(theta, config):
     """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  m' = m / (1 - beta1^t);  v' = v / (1 - beta2^t);
     theta <- theta - eta m' / (sqrt(v') + epsilon)   (Kingma & Ba, 2015)."""
-    beta1, beta2, epsilon = config.beta1, config.beta2, config.epsilon
-    m, v, s = np.zeros_like(theta), np.zeros_like(theta), np.empty_like(theta)
+    beta1, beta2 = config.beta1, config.beta2
+    m, v, s = np.zeros((3, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, m, v, s
@@ -379,7 +381,7 @@ def adam(theta, config):
         m_scale = (1 - beta1) / (1 - beta1**t)
         root = math.sqrt((1 - beta2) / (1 - beta2**t))
         np.sqrt(v, out=s)
-        s += epsilon / root
+        s += config.epsilon / root
         np.divide(m, s, out=s)
         s *= eta * m_scale / root
         theta -= s
@@ -390,8 +392,8 @@ def adam(theta, config):
 def nadam(theta, config):
     """m, v, v' as in Adam;  m' = beta1 m / (1 - beta1^(t+1)) + (1 - beta1) g / (1 - beta1^t);
     theta <- theta - eta m' / (sqrt(v') + epsilon)   (Dozat, 2016, with beta1 fixed)."""
-    beta1, beta2, epsilon = config.beta1, config.beta2, config.epsilon
-    m, v, s, r = np.zeros_like(theta), np.zeros_like(theta), np.empty_like(theta), np.empty_like(theta)
+    beta1, beta2 = config.beta1, config.beta2
+    m, v, s, r = np.zeros((4, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, m, v, s, r
@@ -405,7 +407,7 @@ def nadam(theta, config):
         np.multiply(m, m_scale / g_scale, out=r)
         r += g
         np.sqrt(v, out=s)
-        s += epsilon / root
+        s += config.epsilon / root
         r /= s
         r *= eta * g_scale / root
         theta -= r
@@ -449,7 +451,8 @@ def number(name, value, kind, interval):
             kind(value) if fits and low <= value <= high else math.nan
         )  # rounded before it is compared: a number next to 1 may become 1
     except (OverflowError, ValueError):  # beyond any float, or thousands of digits
-        text, exact = "a number too long to print", math.nan
+        text = "a number too long to print"
+        exact = math.nan
     if not (low < exact < high or exact == low and interval[0] == "[" or exact == high and interval[-1] == "]"):
         raise InputError(f"{name} is {text}; allowed: a {'whole ' if kind is int else ''}number in {interval}")
     return exact
@@ -486,22 +489,22 @@ class Config:
     seed: int = _setting(0, "[0, inf)", "seed of the weights and of the order of the images")
 
     def __post_init__(self):
-        widths = self.hidden_size if isinstance(self.hidden_size, (list, tuple)) else None
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        several = isinstance(self.hidden_size, (list, tuple)) and len(self.hidden_size) > 0
         if self.num_layers is None:
-            given["num_layers"] = len(widths) if widths else 4
+            object.__setattr__(self, "num_layers", len(self.hidden_size) if several else 4)
         for f in fields(self):
-            value, allowed = given[f.name], f.metadata["allowed"]
+            value = getattr(self, f.name)
+            allowed = f.metadata["allowed"]
             if f.type is str:
                 value = choice(f.name, ALIASES.get(str(value).casefold(), value), allowed)
-            elif f.name == "hidden_size" and widths:
-                value = tuple(number(f.name, width, int, allowed) for width in widths)
-                value = value[0] if len(set(value)) == 1 else value
-            else:
+            elif f.name != "hidden_size" or not several:
                 value = number(f.name, value, float if f.type is float else int, allowed)
+            elif len(value) != self.num_layers:
+                raise InputError(f"num_layers is {self.num_layers}; allowed with hidden_size {value}: {len(value)}")
+            else:
+                value = tuple(number(f.name, width, int, allowed) for width in value)
+                value = value[0] if len(set(value)) == 1 else value
             object.__setattr__(self, f.name, value)
-        if widths and len(widths) != self.num_layers:
-            raise InputError(f"num_layers is {self.num_layers}; allowed with hidden_size {widths}: {len(widths)}")
 
     @property
     def widths(self):
@@ -538,7 +541,8 @@ def evaluate(network, x, y, loss="cross_entropy"):
     """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
     check_labels("y", y, len(x), network.sizes[-1])
     loss = LOSSES[choice("loss", loss, LOSSES)]
-    total, right = 0.0, 0
+    total = 0.0
+    right = 0
     for i in range(0, len(x), 1000):
         labels = y[i : i + 1000]
         z = network.forward(x[i : i + 1000])
@@ -581,7 +585,8 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
         patience = number("patience", patience, int, "[1, inf)")
     step, state = make_optimizer(network.theta, config)
     best_theta = network.theta.copy()
-    history, save = [], None
+    history = []
+    save = None
     with ExitStack() as stack:
         if checkpoint:
             resumed = import_module("lib.files").resumed  # nothing else here needs a file
@@ -615,7 +620,9 @@ def _finished(history, epochs, patience):
 def _epoch(config, data, network, step, epoch):
     """Train for one pass over the images in a seeded order, then validate; return a row of the history."""
     began = time.perf_counter()
-    n, size, loss = len(data.x_train), config.batch_size, LOSSES[config.loss]
+    n = len(data.x_train)
+    size = config.batch_size
+    loss = LOSSES[config.loss]
     order = np.random.default_rng([config.seed, epoch]).permutation(n)
     labels = data.y_train[order]
     logits = np.empty((n, network.sizes[-1]), network.theta.dtype)
