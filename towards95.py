@@ -64,8 +64,10 @@ class Recipe:
     decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
     label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
     flip: bool = False  # half of the images are mirrored
+    alternate: bool = False  # mirrored images are the others in every epoch, not drawn anew
     shift: int = 0  # pixels, at most, in both directions
     mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
+    erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
     noise: float = 0.0  # standard deviation, of pixels from 0 to 1
     average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
     teacher: str = ""  # the network "NAME-SEED" whose probabilities are the target, instead of the labels
@@ -104,17 +106,24 @@ def build(recipe, dtype=np.float32):
     return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
 
 
-def augment(x, recipe, rng):
-    """Images x (n, 784) uint8, each mirrored (in place), shifted, disturbed by chance; with noise float32 in [0, 1]."""
-    n, x = len(x), x.reshape(-1, 28, 28)
+def augment(x, recipe, rng, mirrored=None):
+    """Mirror (in place), shift and disturb images x (n, 784) uint8 by chance; with noise they become float32 in [0, 1].
+
+    mirrored: which images to mirror, (n,) bool; if None, each with probability 1/2.
+    """
+    n = len(x)
+    x = x.reshape(n, 28, 28)
     if recipe.flip:
-        mirrored = rng.random(n) < 0.5
+        mirrored = rng.random(n) < 0.5 if mirrored is None else mirrored
         x[mirrored] = x[mirrored, :, ::-1]
     if recipe.shift:
         s = recipe.shift
         x = np.pad(x, ((0, 0), (s, s), (s, s)))
         i, j = (np.arange(28) + rng.integers(0, 2 * s + 1, (n, 1)) for _ in range(2))
         x = x[np.arange(n)[:, None, None], i[:, :, None], j[:, None, :]]
+    if recipe.erase:
+        erased = rectangles(n, rng) & (rng.random((n, 1, 1)) < recipe.erase)
+        x[erased] = rng.integers(0, 256, np.count_nonzero(erased), np.uint8)
     x = x.reshape(n, 784)
     if recipe.mix:
         share = np.where(rng.random((n, 1)) < recipe.mix, rng.uniform(0, 0.5, (n, 1)), 0).astype(np.float32)
@@ -122,6 +131,18 @@ def augment(x, recipe, rng):
     if recipe.noise:
         x = x * np.float32(1 / 255) + rng.standard_normal(x.shape, np.float32) * np.float32(recipe.noise)
     return x
+
+
+def rectangles(n, rng):
+    """Draw a rectangle in each of n images: True inside, (n, 28, 28). Area 2 to 25 %, height / width 1/3 to 3."""
+    side, ratio = 28 * np.sqrt(rng.uniform(0.02, 0.25, n)), np.sqrt(3 ** rng.uniform(-1, 1, n))
+    inside = []
+    for length in (side * ratio, side / ratio):
+        length = np.rint(length)
+        start = rng.integers(0, 29 - length)
+        pixel = np.arange(28) - start[:, None]
+        inside.append((pixel >= 0) & (pixel < length[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def soft_cross_entropy(z, y, share, other):
@@ -208,6 +229,8 @@ def _epoch(recipe, data, network, average, move, step, epoch):
     for layer in network.every:
         layer.rng = np.random.default_rng(rng.integers(2**63))  # for dropout
     order = rng.permutation(n)
+    mirrored = np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5
+    mirrored ^= epoch % 2 == 0
     lessons = lesson(recipe, data, epoch % recipe.copies) if recipe.teacher else None
     for k in range(steps):
         some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
@@ -215,7 +238,7 @@ def _epoch(recipe, data, network, average, move, step, epoch):
         if lessons:
             x, share, other = lessons[0][some], 1, lessons[1][some]
         else:
-            x = augment(data.x_train[some], recipe, rng)
+            x = augment(data.x_train[some], recipe, rng, mirrored[some] if recipe.alternate else None)
         z = network.forward(x)
         loss, delta = soft_cross_entropy(z, y, share, other)
         if not math.isfinite(loss):
@@ -380,14 +403,16 @@ FINAL = {
     "convolutional": Recipe(
         network="convolutional",
         widths=(16, 64, 128, 256),
-        epochs=16,
+        epochs=40,
         optimizer="nag",
         learning_rate=0.1,
         warm_up=0.2,
         weight_decay=0.0005,
         label_smoothing=0.1,
         flip=True,
+        alternate=True,
         shift=2,
+        erase=0.5,
     ),
 }
 

@@ -31,6 +31,17 @@ class Layer:
         return arrays[name]
 
 
+def channel_sums(x, y=None):
+    """Sum x, or x * y, both (batch, ..., channels), over all axes but the last: float64 (channels,).
+
+    A large sum in float32, one number after another, loses three digits. So each image is summed on its own, which is
+    short, and the images are added up in float64.
+    """
+    x = x.reshape(len(x), -1, x.shape[-1])
+    of_images = np.einsum("nic->nc", x) if y is None else np.einsum("nic,nic->nc", x, y.reshape(x.shape))
+    return of_images.sum(axis=0, dtype=np.float64)
+
+
 class Dense(Layer):
     """z = x W + b, with x (batch, ...) taken as (batch, n_in);  dW = x^T delta;  db = sum of delta;  dx = delta W^T."""
 
@@ -46,7 +57,7 @@ class Dense(Layer):
 
     def backward(self, delta):
         np.dot(self.x.T, delta, out=self.dW[0])
-        delta.sum(axis=0, out=self.dv[0])
+        self.dv[0][:] = channel_sums(delta)
         if not self.first:
             return (delta @ self.W[0].T).reshape(self.shape)
 
@@ -134,28 +145,29 @@ class BatchNorm(Layer):
         self.v[0].fill(1)  # gamma
 
     def forward(self, x, mode):
-        shape, x = x.shape, x.reshape(-1, x.shape[-1])
-        mean, var = self.statistics.astype(x.dtype) if mode == "test" else (x.mean(axis=0), None)
-        self.x = np.subtract(x, mean, out=self.kept("x", x.shape, x.dtype))
+        rows = x.size // x.shape[-1]
+        mean, var = self.statistics if mode == "test" else (channel_sums(x) / rows, None)
+        self.x = np.subtract(x, mean.astype(x.dtype), out=self.kept("x", x.shape, x.dtype))
         if mode != "test":
-            var = np.einsum("ij,ij->j", self.x, self.x) / len(x)
+            var = channel_sums(self.x, self.x) / rows
         if mode == "calibrate":
             self.batches += 1
             self.statistics += (np.array([mean, var]) - self.statistics) / self.batches
-        self.scale = 1 / np.sqrt(var + x.dtype.type(1e-5))
+        self.scale = (1 / np.sqrt(var + 1e-5)).astype(x.dtype)
         self.x *= self.scale  # normalised
         y = np.multiply(self.x, self.v[0], out=self.kept("y", x.shape, x.dtype))
         y += self.v[1]
-        return y.reshape(shape)
+        return y
 
     def backward(self, delta):
-        rows, gamma, (dgamma, dbeta) = delta.reshape(self.x.shape), self.v[0], self.dv
-        np.einsum("ij,ij->j", rows, self.x, out=dgamma)
-        rows.sum(axis=0, out=dbeta)
-        self.x *= dgamma / len(rows)
-        rows -= self.x
-        rows -= dbeta / len(rows)
-        rows *= gamma * self.scale
+        rows = delta.size // delta.shape[-1]
+        gamma, (dgamma, dbeta) = self.v[0], self.dv
+        dgamma[:] = channel_sums(delta, self.x)
+        dbeta[:] = channel_sums(delta)
+        self.x *= dgamma / rows
+        delta -= self.x
+        delta -= dbeta / rows
+        delta *= gamma * self.scale
         return delta
 
 
