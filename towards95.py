@@ -226,8 +226,6 @@ def _epoch(recipe, data, network, average, move, step, epoch):
     n, size, rng = len(data.y_train), recipe.batch_size, np.random.default_rng([recipe.seed, epoch])
     weights, steps, total, right = network.theta[: network.n_weights], -(-n // size), 0.0, 0
     network.mode = "train"
-    for layer in network.every:
-        layer.rng = np.random.default_rng(rng.integers(2**63))  # for dropout
     order = rng.permutation(n)
     mirrored = np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5
     mirrored ^= epoch % 2 == 0
@@ -265,29 +263,23 @@ def _epoch(recipe, data, network, average, move, step, epoch):
 def save_network(path, recipe, network):
     """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    statistics = [
-        layer.statistics.astype(np.float32).ravel() for layer in network.every if hasattr(layer, "statistics")
-    ]
+    theta, statistics = np.split(network.theta, [network.n_parameters])
+    about = json.dumps(asdict(recipe))
     with write_atomically(path) as file:
-        about, theta = json.dumps(asdict(recipe)), network.theta.astype(np.float16)
-        np.savez(file, recipe=about, theta=theta, statistics=np.concatenate(statistics or [np.empty(0, np.float32)]))
+        np.savez(file, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
 
 
 def load_network(path):
-    """The Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
+    """Return the Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
     saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
     try:
         recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
         network = build(recipe)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(f"{path} is not a network of towards95.py: {error}") from None
-    fill(path, "theta", network.theta, saved["theta"].astype(np.float32))
-    normed = [layer for layer in network.every if hasattr(layer, "statistics")]
-    cuts = np.cumsum([layer.statistics.size for layer in normed])
-    if saved["statistics"].shape != (cuts[-1] if normed else 0,):
-        raise InputError(f"{path}: statistics is {saved['statistics'].shape}; allowed: {cuts[-1:]}")
-    for layer, part in zip(normed, np.split(saved["statistics"], cuts)):
-        layer.statistics[:] = part.reshape(layer.statistics.shape)
+    theta, statistics = np.split(network.theta, [network.n_parameters])
+    fill(path, "theta", theta, saved["theta"].astype(np.float32))
+    fill(path, "statistics", statistics, saved["statistics"])
     return network
 
 
@@ -341,7 +333,7 @@ COLUMNS += ["seconds", "machine", "val_accuracy_history"]
 def _row(base, measure, seed, recipe, load):
     network, history = train(recipe, load("fashion_mnist"))
     accuracies = [row["val_accuracy"] for row in history]
-    results = [len(network.theta), recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
+    results = [network.n_parameters, recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
     seconds = round(sum(row["seconds"] for row in history), 1)
     return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies)]))
 
@@ -436,7 +428,7 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     with write_atomically(folder / f"{name}-{seed}-test.npy") as file:
         np.save(file, p)
     right = [float(np.mean(one.argmax(axis=1) == data.y_test)) for one in (p[0], p.mean(axis=0, dtype=np.float32))]
-    row = {"name": name, "seed": seed, "parameters": len(network.theta), "epochs": len(history)}
+    row = {"name": name, "seed": seed, "parameters": network.n_parameters, "epochs": len(history)}
     row |= {"train_accuracy": history[-1]["train_accuracy"], "val_accuracy": history[-1]["val_accuracy"]}
     row |= {"test_accuracy": right[0], "test_accuracy_flips": right[1]}
     row |= {"seconds": round(sum(one["seconds"] for one in history), 1), "machine": machine()}

@@ -3,28 +3,53 @@
 A layer has forward(x, mode), mode one of "train", "calibrate", "test", and backward(delta), which takes dJ/d(output),
 fills the gradients of the layer's parameters and returns dJ/dx; ReLU and Dropout work in place. Images are (batch,
 height, width, channels): a row of a patch lies together in memory, and a convolution is the product of two matrices,
-(pixels, 9 n_in) and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network for all that takes one.
+(pixels, 9 n_in) and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network wherever one is taken.
 """
 
 import math
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
-from helpers import WEIGHT_INITS, Network
+from helpers import WEIGHT_INITS, InputError, Network
+
+LAYERS = {}  # name: class, for a file that names the layers of its network
 
 
 class Layer:
-    """What layers have in common: parameters W, which decay, and v, which do not, with their gradients dW and dv."""
+    """Hold what layers have in common: parameters W, which decay, and v, which do not, and their gradients; state.
 
-    matrices, vectors = (), ()  # the shapes of W and v
+    The state is what a layer remembers from one batch to the next. No gradient moves it, but it lies in theta too, so
+    that wherever theta is copied or stored, the whole network is.
+    """
+
+    matrices = ()  # shapes of W
+    vectors = ()  # shapes of v
+    remembered = ()  # shapes of state
     first = False  # in the network, so that nobody needs dJ/dx
+
+    def __init_subclass__(cls):
+        LAYERS[cls.__name__] = cls
+
+    def __new__(cls, *arguments, **options):
+        layer = super().__new__(cls)
+        layer.arguments = arguments
+        layer.options = options
+        return layer
+
+    def __reduce__(self):
+        return partial(type(self), **self.options), self.arguments  # a new one, of the same kind
+
+    def description(self):
+        """Return name, arguments and options, which is what JSON needs to make a layer of the same kind."""
+        arguments = [one.description() if isinstance(one, Layer) else one for one in self.arguments]
+        return [type(self).__name__, arguments, self.options]
 
     def begin(self, rng):
         """Draw the first parameters; they are zero before."""
 
     def kept(self, name, shape, dtype, create=np.empty):
-        """An array of this shape: that of the last call where it still fits, as large ones are slow to get."""
+        """Return an array of this shape: that of the last call if it still fits, as large ones are slow to get."""
         arrays = self.__dict__.setdefault("_arrays", {})
         if name not in arrays or arrays[name].shape != shape:
             arrays[name] = create(shape, dtype)
@@ -46,13 +71,16 @@ class Dense(Layer):
     """z = x W + b, with x (batch, ...) taken as (batch, n_in);  dW = x^T delta;  db = sum of delta;  dx = delta W^T."""
 
     def __init__(self, n_in, n_out, weight_init="He"):
-        self.matrices, self.vectors, self.draw = [(n_in, n_out)], [(n_out,)], WEIGHT_INITS[weight_init]
+        self.matrices = [(n_in, n_out)]
+        self.vectors = [(n_out,)]
+        self.draw = WEIGHT_INITS[weight_init]
 
     def begin(self, rng):
         self.W[0][:] = self.draw(rng, *self.W[0].shape)
 
     def forward(self, x, mode):
-        self.shape, self.x = x.shape, x.reshape(len(x), -1)
+        self.shape = x.shape
+        self.x = x.reshape(len(x), len(self.W[0]))
         return self.x @ self.W[0] + self.v[0]
 
     def backward(self, delta):
@@ -70,7 +98,9 @@ class Convolution(Dense):
     """
 
     def __init__(self, n_in, n_out, pad=1):
-        self.matrices, self.pad, self.draw = [(9 * n_in, n_out)], pad, WEIGHT_INITS["He"]
+        self.matrices = [(9 * n_in, n_out)]
+        self.pad = pad
+        self.draw = WEIGHT_INITS["He"]
 
     def forward(self, x, mode):
         self.x = self._padded("x", x, self.pad)
@@ -93,10 +123,10 @@ class Convolution(Dense):
         """Some images at a time: which, and the 3 x 3 patches of x around all their pixels, (pixels, 9 channels)."""
         n, h, w, c = x.shape
         image, row, pixel, channel = x.strides
-        shape, strides = (n, h - 2, w - 2, 3, 3 * c), (image, row, pixel, row, channel)
-        view = np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
-        many = max(1, 2**18 // view[0].size)  # a megabyte of float32
-        buffer = self.kept(f"patches of {c}", (min(many, n), *view.shape[1:]), x.dtype)
+        shape = (n, h - 2, w - 2, 3, 3 * c)
+        view = np.lib.stride_tricks.as_strided(x, shape, (image, row, pixel, row, channel), writeable=False)
+        many = max(1, 2**18 // math.prod(shape[1:]))  # a megabyte of float32
+        buffer = self.kept(f"patches of {c}", (min(many, n), *shape[1:]), x.dtype)
         for i in range(0, n, many):
             patches = buffer[: min(many, n - i)]
             np.copyto(patches, view[i : i + many])
@@ -121,7 +151,8 @@ class MaxPool(Layer):
         return [x[:, i : h : self.size, j : w : self.size] for i in range(self.size) for j in range(self.size)]
 
     def forward(self, x, mode):
-        self.x, self.out = x, reduce(np.maximum, self._corners(x))
+        self.x = x
+        self.out = reduce(np.maximum, self._corners(x))
         return self.out
 
     def backward(self, delta):
@@ -135,29 +166,38 @@ class MaxPool(Layer):
 class BatchNorm(Layer):
     """y = gamma (x - mean) / sqrt(var + 1e-5) + beta, per channel (Ioffe & Szegedy, 2015).
 
-    mean and var are those of the batch; in mode "test" they are `statistics`, those of the last Stack.calibrate.
+    mean and var are those of the batch; in mode "test" they are the layer's state, a mean of those of many batches: in
+    training a running one, after Stack.calibrate that of all its batches.
     """
 
     def __init__(self, n):
-        self.vectors, self.statistics, self.batches = [(n,), (n,)], np.array([np.zeros(n), np.ones(n)]), 0
+        self.vectors = self.remembered = [(n,), (n,)]
+        self.batches = 0
 
     def begin(self, rng):
         self.v[0].fill(1)  # gamma
+        self.state[1].fill(1)  # var
 
     def forward(self, x, mode):
         rows = x.size // x.shape[-1]
-        mean, var = self.statistics if mode == "test" else (channel_sums(x) / rows, None)
+        mean, var = self.state
+        if mode != "test":
+            mean = channel_sums(x) / rows
         self.x = np.subtract(x, mean.astype(x.dtype), out=self.kept("x", x.shape, x.dtype))
         if mode != "test":
             var = channel_sums(self.x, self.x) / rows
-        if mode == "calibrate":
-            self.batches += 1
-            self.statistics += (np.array([mean, var]) - self.statistics) / self.batches
+            self._remember(mean, var, mode)
         self.scale = (1 / np.sqrt(var + 1e-5)).astype(x.dtype)
         self.x *= self.scale  # normalised
         y = np.multiply(self.x, self.v[0], out=self.kept("y", x.shape, x.dtype))
         y += self.v[1]
         return y
+
+    def _remember(self, mean, var, mode):
+        self.batches += 1
+        share = 1 / self.batches if mode == "calibrate" else 0.1
+        self.state[0] += share * (mean - self.state[0])
+        self.state[1] += share * (var - self.state[1])
 
     def backward(self, delta):
         rows = delta.size // delta.shape[-1]
@@ -184,14 +224,24 @@ class ReLU(Layer):
 
 
 class Dropout(ReLU):
-    """In training a number is zero with probability p, else divided by 1 - p (Srivastava et al., 2014)."""
+    """In training a number is zero with probability p, else divided by 1 - p (Srivastava et al., 2014).
+
+    The state is the number of the next mask, so that a training which is stopped and resumed draws the same masks.
+    """
+
+    remembered = [()]
 
     def __init__(self, p):
-        self.p, self.rng = p, np.random.default_rng(0)
+        self.p = p
+
+    def begin(self, rng):
+        self.state[0][...] = rng.integers(2**20)  # float32 counts on from here to 2^24 without a gap
 
     def forward(self, x, mode):
         if mode == "train":
-            self.mask = (self.rng.random(x.shape, np.float32) >= self.p) * x.dtype.type(1 / (1 - self.p))
+            chance = np.random.default_rng(int(self.state[0])).random(x.shape, np.float32)
+            self.mask = (chance >= self.p) * x.dtype.type(1 / (1 - self.p))
+            self.state[0] += 1
             x *= self.mask
         return x
 
@@ -220,28 +270,62 @@ class Residual(Layer):
 class Stack(Network):
     """A network of layers for inputs x of one shape, (784,) or (28, 28, 1): the last output is the logits.
 
-    As in Network, uint8 images are scaled to [0, 1], and all parameters are views into `theta`, W of all layers first.
+    As in Network, uint8 images are scaled to [0, 1], and all parameters are views into `theta`: W of all layers, then
+    v, and after these n_parameters the layers' state. Raises InputError where a layer does not fit the one before.
     """
 
     def __init__(self, layers, shape, rng=None, dtype=np.float32):
-        self.layers, self.shape, self.mode, layers[0].first = layers, shape, "test", True
+        self.layers = layers
+        self.shape = shape
+        self.mode = "test"
         self.every = [one for layer in layers for one in getattr(layer, "layers", [layer])]
-        matrices, vectors = ([s for layer in self.every for s in getattr(layer, k)] for k in ("matrices", "vectors"))
-        self.shapes, self.n_weights = matrices + vectors, sum(map(math.prod, matrices))
+        matrices, vectors, remembered = (
+            [shape for layer in self.every for shape in getattr(layer, kind)]
+            for kind in ("matrices", "vectors", "remembered")
+        )
+        self.shapes = matrices + vectors + remembered
+        self.n_weights = sum(map(math.prod, matrices))
+        self.n_parameters = self.n_weights + sum(map(math.prod, vectors))
         self.theta = np.zeros(sum(map(math.prod, self.shapes)), dtype)
-        self.gradient, self._scratch = np.zeros_like(self.theta), np.empty(self.n_weights, dtype)
+        self.gradient = np.zeros_like(self.theta)
+        self._scratch = np.empty(self.n_weights, dtype)
+        self._share_out()
+        for layer in self.every:
+            layer.begin(rng or np.random.default_rng())
+        layers[0].first = True
+        self.sizes = [math.prod(shape), self._n_out()]
+
+    def _share_out(self):
+        """Give each layer its views into theta and gradient."""
         parts, gradients = iter(self.parts(self.theta)), iter(self.parts(self.gradient))
         for layer in self.every:
-            layer.W, layer.dW = ([next(cut) for _ in layer.matrices] for cut in (parts, gradients))
+            layer.W = [next(parts) for _ in layer.matrices]
+            layer.dW = [next(gradients) for _ in layer.matrices]
         for layer in self.every:
-            layer.v, layer.dv = ([next(cut) for _ in layer.vectors] for cut in (parts, gradients))
-            layer.begin(rng or np.random.default_rng())
+            layer.v = [next(parts) for _ in layer.vectors]
+            layer.dv = [next(gradients) for _ in layer.vectors]
+        for layer in self.every:
+            layer.state = [next(parts) for _ in layer.remembered]
+
+    def _n_out(self):
+        try:
+            return self.forward(np.zeros((1, *self.shape), self.theta.dtype)).shape[-1]
+        except ValueError as error:
+            raise InputError(f"the layers do not fit inputs of shape {self.shape}, or one another: {error}") from None
+
+    def __reduce__(self):
+        return _restore, (self.layers, self.shape, self.theta)
 
     def forward(self, x):
-        """Logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
+        """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
+        if x.dtype not in (np.uint8, self.theta.dtype):
+            raise InputError(f"x is {x.dtype}; allowed: uint8 or the network's own {self.theta.dtype}")
+        if not x.ndim or math.prod(x.shape[1:]) != math.prod(self.shape):
+            raise InputError(f"x is {x.shape}; allowed: (any number, {math.prod(self.shape)})")
         if self.mode == "test" and len(x) > 100:
             return np.concatenate([self.forward(x[i : i + 100]) for i in range(0, len(x), 100)])
-        a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype).reshape(-1, *self.shape)
+        a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype)
+        a = a.reshape(len(x), *self.shape)
         for layer in self.layers:
             a = layer.forward(a, self.mode)
         return a
@@ -251,11 +335,25 @@ class Stack(Network):
         for layer in reversed(self.layers):
             delta = layer.backward(delta)
 
+    def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
+        """Do what Network.objective does, in mode "train"."""
+        mode, self.mode = self.mode, "train"
+        try:
+            return super().objective(x, y, loss, weight_decay)
+        finally:
+            self.mode = mode
+
     def calibrate(self, x):
-        """Set the statistics of batch norm to those of the inputs x, 100 at a time, under the present weights."""
+        """Set the state of batch norm to the means over the inputs x, 100 at a time, under the present weights."""
         for layer in self.every:
             layer.batches = 0
         self.mode = "calibrate"
         for i in range(0, len(x), 100):
             self.forward(x[i : i + 100])
         self.mode = "test"
+
+
+def _restore(layers, shape, theta):
+    network = Stack(layers, shape, np.random.default_rng(0), theta.dtype)
+    network.theta[:] = theta
+    return network

@@ -1,5 +1,9 @@
 """The layers, each against its definition written as loops, its gradient against finite differences and PyTorch."""
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 
@@ -36,7 +40,8 @@ def stack(name, seed=0, n=7):
 def fix_dropout(network):
     """Let every forward draw the same mask."""
     for layer in network.every:
-        layer.rng = np.random.default_rng(5)
+        if isinstance(layer, Dropout):
+            layer.state[0][...] = 5
 
 
 def numeric(network, x, y, weight_decay, epsilon=1e-5):
@@ -127,18 +132,19 @@ def test_batch_norm_normalises_the_batch_and_afterwards_by_what_it_was_calibrate
     y = network.forward(x)
     np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(y.std(axis=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(norm.statistics, [[0] * 4, [1] * 4])  # training leaves them alone
+    np.testing.assert_allclose(norm.state, [0.1 * x.mean(axis=0), 0.9 + 0.1 * x.var(axis=0)])  # runs after the batches
     for _ in range(2):  # a second calibration forgets the first
         network.calibrate(x)
     parts = [x[:100], x[100:200], x[200:]]
     mean, var = (np.mean([f(part, axis=0) for part in parts], axis=0) for f in (np.mean, np.var))
-    np.testing.assert_allclose(norm.statistics, [mean, var])
+    np.testing.assert_allclose(norm.state, [mean, var])
     assert network.mode == "test"
     np.testing.assert_allclose(network.forward(x[:3]), (x[:3] - mean) / np.sqrt(var + 1e-5))
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_training():
     layer, x = Dropout(0.3), np.ones((200, 500), np.float32)
+    Stack([layer], (500,), np.random.default_rng(0))
     y = layer.forward(x.copy(), "train")
     assert abs((y == 0).mean() - 0.3) < 0.01 and abs(y.mean() - 1) < 0.01 and y.dtype == np.float32
     np.testing.assert_array_equal(layer.backward(np.ones_like(x)), y)  # the same mask
@@ -149,10 +155,11 @@ def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_trainin
 def test_a_stack_is_a_network_whose_parameters_are_views(small):
     rng = np.random.default_rng(0)
     network = Stack([Dense(784, 6), BatchNorm(6), ReLU(), Dense(6, 10)], (784,), rng)
-    assert network.n_weights == 784 * 6 + 60 and len(network.theta) == network.n_weights + 6 + 12 + 10
+    assert network.n_weights == 784 * 6 + 60 and network.n_parameters == network.n_weights + 6 + 12 + 10
     network.theta[:] = np.arange(len(network.theta))
     assert network.layers[0].W[0][0, 1] == 1 and network.layers[3].W[0][0, 0] == 784 * 6
-    assert network.layers[0].v[0][0] == network.n_weights and network.layers[3].v[0][-1] == len(network.theta) - 1
+    assert network.layers[0].v[0][0] == network.n_weights and network.layers[3].v[0][-1] == network.n_parameters - 1
+    assert len(network.theta) == network.n_parameters + 12 and network.layers[1].state[1][-1] == len(network.theta) - 1
     with pytest.raises(InputError):
         helpers.gradient_check(network, small.x_train[:2], small.y_train[:2])
 
@@ -206,3 +213,101 @@ def test_a_convolutional_network_agrees_with_pytorch():
     np.testing.assert_allclose(ours[1].dv, [theirs[1].weight.grad.numpy(), theirs[1].bias.grad.numpy()], atol=1e-10)
     np.testing.assert_allclose(ours[5].dW[0][places].T, theirs[6].weight.grad, atol=1e-10)
     np.testing.assert_allclose(ours[5].dv[0], theirs[6].bias.grad, atol=1e-10)
+
+
+def test_in_float32_a_convolutional_network_comes_to_the_logits_and_gradients_of_float64():
+    """A batch has 86,528 pixels a channel; added up one after another in float32 they lose three digits."""
+    rng = np.random.default_rng(6)
+    x, y = rng.integers(0, 256, (128, 784), np.uint8), rng.integers(0, 10, 128)
+    x[:, 300:] //= 50  # much of an image is dark
+    layers = lambda: [  # noqa: E731
+        Convolution(1, 16, pad=0), BatchNorm(16), ReLU(), Convolution(16, 8), MaxPool(2), BatchNorm(8), ReLU(),
+        Residual(Convolution(8, 8), BatchNorm(8), ReLU()), MaxPool(4), Dense(8 * 9, 10),
+    ]  # fmt: skip
+    single, double = (Stack(layers(), (28, 28, 1), np.random.default_rng(0), t) for t in (np.float32, np.float64))
+    double.theta[:] = single.theta
+    single.mode = double.mode = "train"
+    z, exact = single.forward(x), double.forward(x)
+    assert z.dtype == np.float32
+    np.testing.assert_allclose(z, exact, atol=1e-5)
+    for ours, theirs in zip(single.every, double.every):  # what rounding decides otherwise is no error of a sum
+        if isinstance(ours, ReLU):
+            theirs.mask = ours.mask
+        if isinstance(ours, MaxPool):
+            theirs.x, theirs.out = ours.x, ours.out
+    delta = helpers.cross_entropy(exact, y)[1]
+    single.backward(delta.astype(np.float32))
+    double.backward(delta)
+    for a, b in zip(single.parts(single.gradient), double.parts(double.gradient)):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def trained_stack(dtype=np.float32):
+    """Layers of every kind, and state unlike the first."""
+    rng = np.random.default_rng(0)
+    layers = [
+        Convolution(1, 2, pad=0), BatchNorm(2), ReLU(), Residual(Convolution(2, 2), BatchNorm(2), ReLU()), MaxPool(4),
+        Dropout(0.2), Dense(2 * 6 * 6, 10, "Xavier"),
+    ]  # fmt: skip
+    network = Stack(layers, (28, 28, 1), rng, dtype)
+    network.calibrate(rng.integers(0, 256, (50, 784), np.uint8))
+    return network
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda network: pickle.loads(pickle.dumps(network))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_copy_is_the_same_network_and_shares_nothing(how, dtype, small):
+    network = trained_stack(dtype)
+    again = COPIES[how](network)
+    assert again.theta.dtype == dtype and again.sizes == network.sizes == [784, 10] and again.layers[0].first
+    np.testing.assert_array_equal(again.predict(small.x_test), network.predict(small.x_test))
+    for one in (network, again):  # also in training: the same masks of dropout
+        one.objective(small.x_train[:50], small.y_train[:50])
+    np.testing.assert_array_equal(again.gradient, network.gradient)
+    np.testing.assert_array_equal(again.theta, network.theta)
+    kept = network.theta.copy()
+    again.theta += 1
+    assert again.layers[-1].W[0][0, 0] == again.theta[again.n_weights - 720] == kept[again.n_weights - 720] + 1
+    np.testing.assert_array_equal(network.theta, kept)
+
+
+def test_train_takes_a_stack_and_goes_on_from_its_checkpoint_to_the_same_bits(small, tmp_path):
+    config = helpers.Config(epochs=4, batch_size=50, learning_rate=0.01, optimizer="adam")
+    _, whole, _ = helpers.train(config, small, network=(network := trained_stack()))
+    assert whole[-1]["val_accuracy"] > 0.5 and network.mode == "test"
+    half = dataclasses.replace(config, epochs=2)
+    helpers.train(half, small, network=trained_stack(), checkpoint=tmp_path / "c.npz")
+    again = trained_stack()
+    _, history, _ = helpers.train(config, small, network=again, checkpoint=tmp_path / "c.npz")
+    np.testing.assert_array_equal(again.theta, network.theta)
+    assert [row["val_loss"] for row in history] == [row["val_loss"] for row in whole]
+
+
+def test_the_best_epoch_that_is_kept_has_its_own_statistics(small):
+    config = helpers.Config(epochs=5, batch_size=50, learning_rate=0.03, optimizer="adam")
+    network, history, _ = helpers.train(config, small, network=trained_stack(), keep_best=True)
+    best = max(history, key=lambda row: row["val_accuracy"])
+    loss, accuracy = helpers.evaluate(network, small.x_val, small.y_val)
+    assert (loss, accuracy) == (best["val_loss"], best["val_accuracy"])
+
+
+@pytest.mark.parametrize("x", [
+    np.zeros((3, 783), np.uint8), np.zeros((3, 1), np.uint8), np.zeros(784, np.uint8), np.uint8(3),
+    np.zeros((3, 784), np.float64), np.zeros((3, 784), np.int64), np.zeros((3, 784), bool),
+])  # fmt: skip
+def test_images_of_the_wrong_shape_or_type_are_refused(x):
+    with pytest.raises(InputError, match="x is .*; allowed: "):
+        trained_stack().forward(x)
+
+
+def test_no_images_have_no_logits():
+    assert trained_stack().forward(np.zeros((0, 784), np.uint8)).shape == (0, 10)
+
+
+def test_layers_that_do_not_fit_are_refused():
+    for layers in ([Dense(784, 5), Dense(6, 10)], [Dense(783, 10)], [Convolution(2, 3), Dense(3 * 784, 10)]):
+        with pytest.raises(InputError, match="do not fit"):
+            Stack(layers, (28, 28, 1))
