@@ -6,12 +6,13 @@ height, width, channels): a row of a patch lies together in memory, and a convol
 (pixels, 9 n_in) and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network wherever one is taken.
 """
 
+import json
 import math
 from functools import partial, reduce
 
 import numpy as np
 
-from helpers import WEIGHT_INITS, InputError, Network
+from helpers import NETWORKS, WEIGHT_INITS, InputError, Network
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
 
@@ -275,18 +276,17 @@ class Stack(Network):
     """
 
     def __init__(self, layers, shape, rng=None, dtype=np.float32):
+        if not layers:
+            raise InputError("layers is empty; allowed: one or more")
         self.layers = layers
         self.shape = shape
         self.mode = "test"
-        self.every = [one for layer in layers for one in getattr(layer, "layers", [layer])]
-        matrices, vectors, remembered = (
-            [shape for layer in self.every for shape in getattr(layer, kind)]
-            for kind in ("matrices", "vectors", "remembered")
-        )
+        self.every = _every(layers)
+        matrices, vectors, remembered = _shapes(self.every)
         self.shapes = matrices + vectors + remembered
         self.n_weights = sum(map(math.prod, matrices))
         self.n_parameters = self.n_weights + sum(map(math.prod, vectors))
-        self.theta = np.zeros(sum(map(math.prod, self.shapes)), dtype)
+        self.theta = np.zeros(self.n_parameters + sum(map(math.prod, remembered)), dtype)
         self.gradient = np.zeros_like(self.theta)
         self._scratch = np.empty(self.n_weights, dtype)
         self._share_out()
@@ -315,6 +315,19 @@ class Stack(Network):
 
     def __reduce__(self):
         return _restore, (self.layers, self.shape, self.theta)
+
+    def description(self):
+        """Return what a file needs, beside theta, to make a network of the same layers: named arrays."""
+        return {"layers": json.dumps([layer.description() for layer in self.layers]), "shape": self.shape}
+
+    @classmethod
+    def from_description(cls, layers, shape, theta):
+        """Make a network of this description, for a theta that is about to be put into it."""
+        layers = [_described(*one) for one in json.loads(str(layers))]
+        numbers = sum(math.prod(one) for kind in _shapes(_every(layers)) for one in kind)
+        if numbers > theta.size:
+            raise ValueError(f"its layers have {numbers} numbers, its theta {theta.size}")
+        return cls(layers, tuple(shape.ravel().tolist()), np.random.default_rng(0), theta.dtype)
 
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
@@ -351,6 +364,28 @@ class Stack(Network):
         for i in range(0, len(x), 100):
             self.forward(x[i : i + 100])
         self.mode = "test"
+
+
+NETWORKS["Stack"] = Stack
+
+
+def _every(layers):
+    """List all layers, with those inside others in place of these."""
+    return [one for layer in layers for one in getattr(layer, "layers", [layer])]
+
+
+def _shapes(layers):
+    """List the shapes of all W, of all v, of all state."""
+    return [
+        [shape for layer in layers for shape in getattr(layer, kind)] for kind in ("matrices", "vectors", "remembered")
+    ]
+
+
+def _described(name, arguments, options):
+    """Make the layer of a description, and the layers within it."""
+    if name not in LAYERS:
+        raise ValueError(f"a layer is {name!r}; allowed: {', '.join(LAYERS)}")
+    return LAYERS[name](*(_described(*one) if isinstance(one, list) else one for one in arguments), **options)
 
 
 def _restore(layers, shape, theta):

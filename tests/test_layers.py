@@ -246,8 +246,8 @@ def trained_stack(dtype=np.float32):
     """Layers of every kind, and state unlike the first."""
     rng = np.random.default_rng(0)
     layers = [
-        Convolution(1, 2, pad=0), BatchNorm(2), ReLU(), Residual(Convolution(2, 2), BatchNorm(2), ReLU()), MaxPool(4),
-        Dropout(0.2), Dense(2 * 6 * 6, 10, "Xavier"),
+        Convolution(1, 4, pad=0), BatchNorm(4), ReLU(), Residual(Convolution(4, 4), BatchNorm(4), ReLU()), MaxPool(3),
+        Dropout(0.1), Dense(4 * 8 * 8, 10, "Xavier"),
     ]  # fmt: skip
     network = Stack(layers, (28, 28, 1), rng, dtype)
     network.calibrate(rng.integers(0, 256, (50, 784), np.uint8))
@@ -270,12 +270,12 @@ def test_a_copy_is_the_same_network_and_shares_nothing(how, dtype, small):
     np.testing.assert_array_equal(again.theta, network.theta)
     kept = network.theta.copy()
     again.theta += 1
-    assert again.layers[-1].W[0][0, 0] == again.theta[again.n_weights - 720] == kept[again.n_weights - 720] + 1
+    assert again.layers[0].W[0][0, 0] == again.theta[0] == kept[0] + 1
     np.testing.assert_array_equal(network.theta, kept)
 
 
 def test_train_takes_a_stack_and_goes_on_from_its_checkpoint_to_the_same_bits(small, tmp_path):
-    config = helpers.Config(epochs=4, batch_size=50, learning_rate=0.01, optimizer="adam")
+    config = helpers.Config(epochs=4, batch_size=20, learning_rate=0.003, optimizer="adam")
     _, whole, _ = helpers.train(config, small, network=(network := trained_stack()))
     assert whole[-1]["val_accuracy"] > 0.5 and network.mode == "test"
     half = dataclasses.replace(config, epochs=2)
@@ -287,7 +287,7 @@ def test_train_takes_a_stack_and_goes_on_from_its_checkpoint_to_the_same_bits(sm
 
 
 def test_the_best_epoch_that_is_kept_has_its_own_statistics(small):
-    config = helpers.Config(epochs=5, batch_size=50, learning_rate=0.03, optimizer="adam")
+    config = helpers.Config(epochs=5, batch_size=20, learning_rate=0.01, optimizer="adam")
     network, history, _ = helpers.train(config, small, network=trained_stack(), keep_best=True)
     best = max(history, key=lambda row: row["val_accuracy"])
     loss, accuracy = helpers.evaluate(network, small.x_val, small.y_val)
@@ -311,3 +311,32 @@ def test_layers_that_do_not_fit_are_refused():
     for layers in ([Dense(784, 5), Dense(6, 10)], [Dense(783, 10)], [Convolution(2, 3), Dense(3 * 784, 10)]):
         with pytest.raises(InputError, match="do not fit"):
             Stack(layers, (28, 28, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_saved_stack_is_loaded_as_it_was(dtype, small, tmp_path):
+    network = trained_stack(dtype)
+    helpers.save_network(tmp_path / "s.npz", network)
+    again = helpers.load_network(tmp_path / "s.npz")
+    assert type(again) is Stack and again.theta.dtype == dtype
+    assert [layer.description() for layer in again.layers] == [layer.description() for layer in network.layers]
+    np.testing.assert_array_equal(again.theta, network.theta)
+    np.testing.assert_array_equal(again.predict(small.x_test), network.predict(small.x_test))
+
+
+def test_a_stack_that_is_damaged_or_made_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    helpers.save_network(path, trained_stack())
+    good = dict(np.load(path))
+    for change, words in [
+        ({"theta": good["theta"][1:]}, "its theta 2782"), ({"shape": np.array([28, 29, 1])}, "do not fit"),
+        ({"layers": np.array("[")}, "not a saved network"), ({"layers": np.array("3")}, "not a saved network"),
+        ({"layers": np.array('[["Sparse", [3], {}]]')}, "Sparse"), ({"layers": np.array('[["Dense", [3], {}]]')}, "not a saved"),
+        ({"kind": np.array("Forest")}, "Forest"), ({"colour": np.array(1)}, "not a saved network"),
+        ({"layers": np.array('[["Dense", [784, "x"], {}]]')}, "not a saved"), ({"layers": np.array("[]")}, "not a saved"),
+        ({"layers": np.array('[["Dense", [784, 10, "x"], {}]]')}, "not a saved"),
+        ({"layers": np.array('[["Dense", [784, 1000000000000], {}]]')}, "785000000000000 numbers"),
+    ]:  # fmt: skip
+        np.savez(path, **{**good, **change})
+        with pytest.raises(InputError, match=words):
+            helpers.load_network(path)
