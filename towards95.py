@@ -1,10 +1,14 @@
 """Towards 95 %: the recommendations of the reference report put to the test, on the networks of layers.py.
 
-python towards95.py ablation         trains what data/towards95/ablation.csv lacks, on every core; any stop, it goes on
+python towards95.py TABLE [WORKERS]  trains the rows that data/towards95/TABLE.csv does not have yet, or has from before
+                                     a change of the code, on every core or on so many; stopped, it goes on
 python towards95.py train NAME SEED  trains a final network, from its checkpoint if there is one; tests it, once
-python towards95.py rerun N          trains row N of the ablation again, and compares
+python towards95.py rerun TABLE N    trains row N of a table again, and compares
 
-NAME is dense, taught (dense too, by the convolutional network's probabilities) or convolutional.
+TABLE is ablation (what each measure is worth), recommended (what the reference report recommends, for twice as many
+epochs) or pixels (what the order of the pixels is worth). NAME is dense, taught (dense too, by the probabilities of
+convolutional networks), convolutional, or reborn (convolutional, taught too); with "mnist-" before it, the same recipe
+on digits.
 Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
 
@@ -21,6 +25,7 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm import tqdm
 
 from helpers import (
@@ -50,10 +55,13 @@ FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
 class Recipe:
     """One training: its network and every measure that is taken. Measures not named are not taken."""
 
+    dataset: str = "fashion_mnist"
+    shuffled: bool = False  # the pixels of all images are put in another order, the same for all
     network: str = "dense"  # of NETWORKS
     widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
     weight_init: str = "random"  # of dense layers; convolutions have He's
     batch_norm: bool = False  # of dense layers; convolutions always have it
+    bottleneck: int = 0  # width of a linear layer before each hidden layer but the first (Lin et al., 2015)
     dropout: float = 0.0  # probability, after each hidden layer
     epochs: int = 20
     batch_size: int = 128
@@ -70,18 +78,27 @@ class Recipe:
     erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
     noise: float = 0.0  # standard deviation, of pixels from 0 to 1
     average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
-    teacher: str = ""  # the network "NAME-SEED" whose probabilities are the target, instead of the labels
+    teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
+    temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
     copies: int = 0  # with a teacher the images are augmented so many times in all, not anew in each epoch
     seed: int = 0
 
 
 def dense(recipe):
     """Layers of the recipe's widths: matrix, batch norm if taken, ReLU, dropout if taken; the shape of their input."""
-    layers, widths = [], (784, *recipe.widths)
-    for n_in, n_out in zip(widths, widths[1:]):
-        layers += [Dense(n_in, n_out, recipe.weight_init)]
-        layers += [BatchNorm(n_out)] * recipe.batch_norm + [ReLU()]
-        layers += [Dropout(recipe.dropout)] * (recipe.dropout > 0)
+    layers = []
+    n_in = 784
+    for width in recipe.widths:
+        if layers and recipe.bottleneck:
+            layers.append(Dense(n_in, recipe.bottleneck, recipe.weight_init))
+            n_in = recipe.bottleneck
+        layers.append(Dense(n_in, width, recipe.weight_init))
+        if recipe.batch_norm:
+            layers.append(BatchNorm(width))
+        layers.append(ReLU())
+        if recipe.dropout:
+            layers.append(Dropout(recipe.dropout))
+        n_in = width
     return layers, (784,)
 
 
@@ -160,18 +177,35 @@ def soft_cross_entropy(z, y, share, other):
 
 
 def lesson(recipe, data, k):
-    """Copy k of the training images, augmented: x (n, 784), and what the recipe's teacher makes of it: p (n, 10).
+    """Augment the training images, as copy k: x (n, 784); ask the recipe's teachers: their mean answer p (n, 10)."""
+    x = augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
+    p = np.mean([opinion(name, x) for name in recipe.teacher.split("+")], axis=0)
+    if recipe.temperature != 1:
+        p **= 1 / recipe.temperature
+        p /= p.sum(axis=1, keepdims=True)
+    return x, p
 
-    As it takes the teacher a minute, p is kept in CACHE under the checksums of teacher and images.
+
+def opinion(name, x):
+    """Return the probabilities (n, 10) that the stored network NAME-SEED gives for images x.
+
+    As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
     """
-    path = FOLDER / f"{recipe.teacher}.npz"
-    teacher, x = load_network(path), augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
-    kept = CACHE / f"{recipe.teacher}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
+    path = FOLDER / f"{name}.npz"
+    network = load_network(path)
+    kept = CACHE / f"{name}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(kept) as file:
-            np.save(file, teacher.predict(x))
-    return x, np.load(kept, allow_pickle=False)
+            np.save(file, network.predict(x))
+    return np.load(kept, allow_pickle=False)
+
+
+def shuffle(data):
+    """Put the pixels of all images in another order, the same for all."""
+    order = np.random.default_rng(0).permutation(784)
+    images = {name: getattr(data, name).take(order, axis=1) for name in ("x_train", "x_val", "x_test")}
+    return replace(data, **images)
 
 
 def rate(recipe, progress):
@@ -192,6 +226,8 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
     Raises InputError for a checkpoint of another training, FloatingPointError where the loss is not finite.
     """
     network = build(recipe)
+    if recipe.shuffled:
+        data = shuffle(data)
     average, history = network.theta.copy(), []
     move = np.zeros_like(network.theta)  # where the optimiser steps to from zero at eta = 1: a step is linear in eta
     step = OPTIMIZERS[recipe.optimizer](move, Config(optimizer=recipe.optimizer, learning_rate=1.0))
@@ -325,45 +361,70 @@ WIDE = {  # from which DENSE and TAUGHT were chosen, by validation accuracy
 }
 ABLATION |= {("wide", name): recipe for name, recipe in WIDE.items()}
 ABLATION["plain", "twice the width"] = replace(PLAIN, widths=tuple(2 * width for width in PLAIN.widths))
-SEEDS = {"plain": range(3), "whole": range(3), "wide": range(1)}
+LONG = replace(PLAIN, epochs=30)  # a length that is fair to measures against overfitting
+RECOMMENDED = {("long", "nothing"): LONG}
+RECOMMENDED |= {("long", name): replace(LONG, **MEASURES[name]) for name in MEASURES if name != "He initialisation"}
+RECOMMENDED |= {("long", f"L2 decay, {decay}"): replace(LONG, weight_decay=decay) for decay in (0.0005, 0.001, 0.005)}
+
+SHORT = Recipe(  # the same for all four trainings; nothing in it knows where a pixel is
+    weight_init="He",
+    batch_norm=True,
+    epochs=6,
+    optimizer="nag",
+    learning_rate=0.05,
+    warm_up=0.2,
+    weight_decay=0.0005,
+    label_smoothing=0.1,
+)
+PIXELS = {
+    (network, order): replace(SHORT, network=network, widths=widths, shuffled=order == "shuffled")
+    for network, widths in (("dense", (512,) * 3), ("convolutional", (8, 16, 32, 64)))
+    for order in ("in order", "shuffled")
+}
+TABLES = {"ablation": ABLATION, "recommended": RECOMMENDED, "pixels": PIXELS}  # name of a .csv file: its trainings
+SEEDS = {"plain": 3, "whole": 3, "wide": 1, "long": 5, "dense": 3, "convolutional": 3}  # by base
 COLUMNS = ["base", "measure", "seed", "parameters", "epochs", "train_accuracy", "val_accuracy", "best_val_accuracy"]
-COLUMNS += ["seconds", "machine", "val_accuracy_history"]
+COLUMNS += ["seconds", "machine", "val_accuracy_history", "made"]
+KEY = COLUMNS[:3]
 
 
 def _row(base, measure, seed, recipe, load):
-    network, history = train(recipe, load("fashion_mnist"))
+    network, history = train(recipe, load(recipe.dataset))
     accuracies = [row["val_accuracy"] for row in history]
     results = [network.n_parameters, recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
     seconds = round(sum(row["seconds"] for row in history), 1)
-    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies)]))
+    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies), ""]))
 
 
-def ablation(path=FOLDER / "ablation.csv", recipes=ABLATION, workers=None, load=load_dataset):
-    """The table of the ablation, a row for each training: base and measure (added to plain, left out of the whole, or
-    one of WIDE), seed, parameters, epochs, the accuracies after the last epoch, best_val_accuracy of all epochs,
-    seconds, machine, val_accuracy of each epoch as a JSON list. What the file lacks is trained and added.
+def complete(path, recipes, workers=None, load=load_dataset):
+    """Train what a table does not have yet, or has from before, each training in a process of its own; return it.
+
+    It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
+    accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
+    JSON list; made, which is empty unless the code has changed since, and then says before what the row was made.
     """
-    rows = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
-    there = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
+    rows = read(path).to_dict("records") if Path(path).exists() else []
+    there = {tuple(row[name] for name in KEY) for row in rows if not row["made"]}
     wanted = [
-        (*one, seed, replace(recipe, seed=seed), load) for one, recipe in recipes.items() for seed in SEEDS[one[0]]
+        (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
     ]
     missing = [one for one in wanted if one[:3] not in there]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        work = as_completed([pool.submit(_row, *one) for one in missing])
+        work = as_completed([pool.submit(_row, *one, load) for one in missing])
         for future in tqdm(work, total=len(missing), unit="training", disable=None):
             rows.append(future.result())
-            _write(path, rows, COLUMNS[:3])
+            _write(path, rows, KEY)
     return read(path)
 
 
 def read(path):
-    """A table written here. Raises InputError where there is none."""
+    """Read a table written here. Raises InputError if there is none."""
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path, converters={"made": str})  # empty words, not missing numbers
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: what towards95.py has written") from None
+    return table if "made" in table else table.assign(made="")
 
 
 def _write(path, rows, key):
@@ -373,18 +434,31 @@ def _write(path, rows, key):
         table.to_csv(file, index=False)
 
 
-def rerun(number, path=FOLDER / "ablation.csv"):
-    """Train a row of the ablation again. `agrees`: as sweep.agree says."""
-    table = read(path)
+def rerun(name, number, folder=FOLDER, load=load_dataset):
+    """Train a row of a table of TABLES again. `agrees`: as lib.tables.agree says."""
+    table = read(folder / f"{name}.csv")
     if number not in table.index:
         raise InputError(f"N is {number}; allowed: 0 to {len(table) - 1}")
     then = table.loc[number].to_dict()
-    base, measure, seed = (then[name] for name in COLUMNS[:3])
-    now = _row(base, measure, seed, replace(ABLATION[base, measure], seed=seed), load_dataset)
-    same = then["machine"] == machine()
+    base, measure, seed = (then[one] for one in KEY)
+    now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
+    same = then["machine"] == machine() and not then["made"]
     agrees = agree(*(json.loads(one["val_accuracy_history"]) for one in (then, now)), same)
     both = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
-    return {**{name: then[name] for name in COLUMNS[:3]}, **both, "same_machine": same, "agrees": agrees}
+    return {**{one: then[one] for one in KEY}, **both, "same_machine": same, "made": then["made"], "agrees": agrees}
+
+
+def gains(table, base, reference="nothing"):
+    """Compare the measures of a base with a reference, paired by seed: n, mean gain in val_accuracy, p, p_holm.
+
+    p is that of the t-test for pairs; p_holm is corrected for the number of measures (Holm, 1979).
+    """
+    value = table[table.base == base].pivot(index="seed", columns="measure", values="val_accuracy")
+    gain = value.drop(columns=reference).sub(value[reference], axis=0)
+    p = pd.Series(stats.ttest_1samp(gain, 0).pvalue, gain.columns)
+    result = pd.DataFrame({"n": gain.count(), "gain": gain.mean(), "p": p}).sort_values("p")
+    times = np.arange(len(result), 0, -1)
+    return result.assign(p_holm=np.minimum(1, np.maximum.accumulate(result.p * times)))
 
 
 # ------------------------------------------------------------------------------------------------------- final networks
@@ -420,7 +494,8 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     Writes NAME-SEED.npz, the network, and NAME-SEED-test.npy (2, 10000, 10), float16: its probabilities of the test
     images as they are and mirrored, for `ensemble`. The test accuracies are those of the network as it is stored.
     """
-    recipe, data = replace(FINAL[name], seed=seed), load("fashion_mnist")
+    recipe = replace(FINAL[name], seed=seed)
+    data = load(recipe.dataset)
     network, history = train(recipe, data, cache / f"towards95-{name}-{seed}.npz", on_epoch)
     save_network(folder / f"{name}-{seed}.npz", recipe, network)
     network = load_network(folder / f"{name}-{seed}.npz")
@@ -432,9 +507,9 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     row |= {"train_accuracy": history[-1]["train_accuracy"], "val_accuracy": history[-1]["val_accuracy"]}
     row |= {"test_accuracy": right[0], "test_accuracy_flips": right[1]}
     row |= {"seconds": round(sum(one["seconds"] for one in history), 1), "machine": machine()}
-    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history])}
+    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history]), "made": ""}
     path = folder / "final.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows = read(path).to_dict("records") if path.exists() else []
     _write(path, [*rows, row], ["name", "seed"])
     return row
 
@@ -461,8 +536,10 @@ def main(argv=None):
 
     def work(argv):
         match argv:
-            case ["ablation"]:
-                return {"table": str(FOLDER / "ablation.csv"), "rows": len(ablation())}
+            case [name] | [name, _] if name in TABLES and all(one.isdigit() for one in argv[1:]):
+                path = FOLDER / f"{name}.csv"
+                table = complete(path, TABLES[name], *(int(one) or None for one in argv[1:]))
+                return {"table": str(path), "rows": len(table)}
             case ["train", name, seed] if name in FINAL and seed.isdigit():
                 with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
 
@@ -471,9 +548,10 @@ def main(argv=None):
                         bar.update(row["epoch"] - bar.n)
 
                     return final(name, int(seed), on_epoch=show)
-            case ["rerun", number] if number.isdigit():
-                return rerun(int(number))
-        usage = f"allowed: ablation; train {'|'.join(FINAL)} SEED; rerun N"
+            case ["rerun", name, number] if name in TABLES and number.isdigit():
+                return rerun(name, int(number))
+        tables = "|".join(TABLES)
+        usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED; rerun {tables} N"
         raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
 
     return answer("towards95.py", __doc__, argv, work)

@@ -227,12 +227,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(small):
 
 def test_the_ablation_trains_only_what_its_table_lacks(tmp_path):
     path, recipes = tmp_path / "a.csv", {("plain", "nothing"): SMALL, ("plain", "flip"): replace(SMALL, flip=True)}
-    table = towards95.ablation(path, {("plain", "flip"): recipes["plain", "flip"]}, 1, first_images)
+    table = towards95.complete(path, {("plain", "flip"): recipes["plain", "flip"]}, 1, first_images)
     assert len(table) == 3 and (table.machine == machine()).all()
-    table = towards95.ablation(path, recipes, 2, first_images)
+    table = towards95.complete(path, recipes, 2, first_images)
     assert len(table) == 6 and list(table.seed) == [0, 1, 2] * 2 and table.val_accuracy.nunique() > 3
     seconds = table.seconds.sum()
-    assert towards95.ablation(path, recipes, 1, first_images).seconds.sum() == seconds
+    assert towards95.complete(path, recipes, 1, first_images).seconds.sum() == seconds
     history = train(recipes["plain", "nothing"], first_images("fashion_mnist"))[1]
     row = table[(table.measure == "nothing") & (table.seed == 0)].iloc[0]
     assert json.loads(row.val_accuracy_history) == [one["val_accuracy"] for one in history]
