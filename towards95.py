@@ -386,6 +386,7 @@ SEEDS = {"plain": 3, "whole": 3, "wide": 1, "long": 5, "dense": 3, "convolutiona
 COLUMNS = ["base", "measure", "seed", "parameters", "epochs", "train_accuracy", "val_accuracy", "best_val_accuracy"]
 COLUMNS += ["seconds", "machine", "val_accuracy_history", "made"]
 KEY = COLUMNS[:3]
+NOW = "as the code stands"
 
 
 def _row(base, measure, seed, recipe, load):
@@ -393,7 +394,7 @@ def _row(base, measure, seed, recipe, load):
     accuracies = [row["val_accuracy"] for row in history]
     results = [network.n_parameters, recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
     seconds = round(sum(row["seconds"] for row in history), 1)
-    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies), ""]))
+    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies), NOW]))
 
 
 def complete(path, recipes, workers=None, load=load_dataset):
@@ -401,10 +402,10 @@ def complete(path, recipes, workers=None, load=load_dataset):
 
     It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
-    JSON list; made, which is empty unless the code has changed since, and then says before what the row was made.
+    JSON list; made, which is NOW unless the code has changed since, and then says before what the row was made.
     """
     rows = read(path).to_dict("records") if Path(path).exists() else []
-    there = {tuple(row[name] for name in KEY) for row in rows if not row["made"]}
+    there = {tuple(row[name] for name in KEY) for row in rows if row["made"] == NOW}
     wanted = [
         (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
     ]
@@ -421,10 +422,10 @@ def complete(path, recipes, workers=None, load=load_dataset):
 def read(path):
     """Read a table written here. Raises InputError if there is none."""
     try:
-        table = pd.read_csv(path, converters={"made": str})  # empty words, not missing numbers
+        table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: what towards95.py has written") from None
-    return table if "made" in table else table.assign(made="")
+    return table if "made" in table else table.assign(made="earlier")
 
 
 def _write(path, rows, key):
@@ -442,7 +443,7 @@ def rerun(name, number, folder=FOLDER, load=load_dataset):
     then = table.loc[number].to_dict()
     base, measure, seed = (then[one] for one in KEY)
     now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
-    same = then["machine"] == machine() and not then["made"]
+    same = then["machine"] == machine() and then["made"] == NOW
     agrees = agree(*(json.loads(one["val_accuracy_history"]) for one in (then, now)), same)
     both = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
     return {**{one: then[one] for one in KEY}, **both, "same_machine": same, "made": then["made"], "agrees": agrees}
@@ -507,7 +508,7 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     row |= {"train_accuracy": history[-1]["train_accuracy"], "val_accuracy": history[-1]["val_accuracy"]}
     row |= {"test_accuracy": right[0], "test_accuracy_flips": right[1]}
     row |= {"seconds": round(sum(one["seconds"] for one in history), 1), "machine": machine()}
-    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history]), "made": ""}
+    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history]), "made": NOW}
     path = folder / "final.csv"
     rows = read(path).to_dict("records") if path.exists() else []
     _write(path, [*rows, row], ["name", "seed"])
