@@ -1,8 +1,9 @@
-"""Towards 95 %: the recommendations of the reference report put to the test, on the networks of layers.py.
+"""Towards 95 %: the recommendations of the reference report put to the test, on the recipes of lib/recipes.py.
 
 python towards95.py TABLE [WORKERS]  trains the rows that data/towards95/TABLE.csv does not have yet, or has from before
                                      a change of the code, on every core or on so many; stopped, it goes on
-python towards95.py train NAME SEED  trains a final network, from its checkpoint if there is one; tests it, once
+python towards95.py train NAME SEED [FOLDER]   trains a final network and tests it, once; goes on from its checkpoint in
+                                     FOLDER (data/cache), which may have come from another machine
 python towards95.py rerun TABLE N    trains row N of a table again, and compares
 
 TABLE is ablation (what each measure is worth), recommended (what the reference report recommends, for twice as many
@@ -13,311 +14,24 @@ Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 int
 """
 
 import json
-import math
 import os
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from helpers import (
-    BLAS,
-    OPTIMIZERS,
-    Config,
-    InputError,
-    cross_entropy,
-    evaluate,
-    fill,
-    load_checkpoint,
-    load_npz,
-    one_hot,
-    save_checkpoint,
-    write_atomically,
-)
+from helpers import Config, InputError, write_atomically
 from lib.cli import answer
-from lib.dataset import DATA_DIR, load_dataset
-from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+from lib.dataset import load_dataset
 from lib.parallel import end_with_parent
+from lib.recipes import CACHE, FOLDER, Recipe, load_network, save_network, train
 from lib.tables import agree, machine
-
-FOLDER, CACHE = DATA_DIR / "towards95", DATA_DIR / "cache"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One training: its network and every measure that is taken. Measures not named are not taken."""
-
-    dataset: str = "fashion_mnist"
-    shuffled: bool = False  # the pixels of all images are put in another order, the same for all
-    network: str = "dense"  # of NETWORKS
-    widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
-    weight_init: str = "random"  # of dense layers; convolutions have He's
-    batch_norm: bool = False  # of dense layers; convolutions always have it
-    bottleneck: int = 0  # width of a linear layer before each hidden layer but the first (Lin et al., 2015)
-    dropout: float = 0.0  # probability, after each hidden layer
-    epochs: int = 20
-    batch_size: int = 128
-    optimizer: str = "adam"
-    learning_rate: float = 4.22e-4  # its largest
-    warm_up: float | None = None  # share of all steps that it rises; then it falls to zero as a cosine. None: constant
-    weight_decay: float = 0.0  # lambda of the L2 term
-    decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
-    label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
-    flip: bool = False  # half of the images are mirrored
-    alternate: bool = False  # mirrored images are the others in every epoch, not drawn anew
-    shift: int = 0  # pixels, at most, in both directions
-    mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
-    erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
-    noise: float = 0.0  # standard deviation, of pixels from 0 to 1
-    average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
-    teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
-    temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
-    copies: int = 0  # with a teacher the images are augmented so many times in all, not anew in each epoch
-    seed: int = 0
-
-
-def dense(recipe):
-    """Layers of the recipe's widths: matrix, batch norm if taken, ReLU, dropout if taken; the shape of their input."""
-    layers = []
-    n_in = 784
-    for width in recipe.widths:
-        if layers and recipe.bottleneck:
-            layers.append(Dense(n_in, recipe.bottleneck, recipe.weight_init))
-            n_in = recipe.bottleneck
-        layers.append(Dense(n_in, width, recipe.weight_init))
-        if recipe.batch_norm:
-            layers.append(BatchNorm(width))
-        layers.append(ReLU())
-        if recipe.dropout:
-            layers.append(Dropout(recipe.dropout))
-        n_in = width
-    return layers, (784,)
-
-
-def convolutional(recipe):
-    """A convolution to widths[0] channels; for each further width a convolution, the maximum of 2 x 2, and a residual
-    block; the maximum of 3 x 3, which is all that four widths leave; the shape of their input."""
-    widths = recipe.widths
-    layers = [Convolution(1, widths[0], pad=0), BatchNorm(widths[0]), ReLU()]
-    for n_in, n_out in zip(widths, widths[1:]):
-        layers += [Convolution(n_in, n_out), MaxPool(2), BatchNorm(n_out), ReLU()]
-        layers += [Residual(Convolution(n_out, n_out), BatchNorm(n_out), ReLU())]
-    return [*layers, MaxPool(3)], (28, 28, 1)
-
-
-NETWORKS = {"dense": dense, "convolutional": convolutional}
-
-
-def build(recipe, dtype=np.float32):
-    """The Stack of a recipe, its weights drawn from its seed."""
-    layers, shape = NETWORKS[recipe.network](recipe)
-    layers.append(Dense((shape[0], *recipe.widths)[-1], 10, recipe.weight_init))
-    return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
-
-
-def augment(x, recipe, rng, mirrored=None):
-    """Mirror (in place), shift and disturb images x (n, 784) uint8 by chance; with noise they become float32 in [0, 1].
-
-    mirrored: which images to mirror, (n,) bool; if None, each with probability 1/2.
-    """
-    n = len(x)
-    x = x.reshape(n, 28, 28)
-    if recipe.flip:
-        mirrored = rng.random(n) < 0.5 if mirrored is None else mirrored
-        x[mirrored] = x[mirrored, :, ::-1]
-    if recipe.shift:
-        s = recipe.shift
-        x = np.pad(x, ((0, 0), (s, s), (s, s)))
-        i, j = (np.arange(28) + rng.integers(0, 2 * s + 1, (n, 1)) for _ in range(2))
-        x = x[np.arange(n)[:, None, None], i[:, :, None], j[:, None, :]]
-    if recipe.erase:
-        erased = rectangles(n, rng) & (rng.random((n, 1, 1)) < recipe.erase)
-        x[erased] = rng.integers(0, 256, np.count_nonzero(erased), np.uint8)
-    x = x.reshape(n, 784)
-    if recipe.mix:
-        share = np.where(rng.random((n, 1)) < recipe.mix, rng.uniform(0, 0.5, (n, 1)), 0).astype(np.float32)
-        x = np.rint((1 - share) * x + share * x[rng.permutation(n)]).astype(np.uint8)
-    if recipe.noise:
-        x = x * np.float32(1 / 255) + rng.standard_normal(x.shape, np.float32) * np.float32(recipe.noise)
-    return x
-
-
-def rectangles(n, rng):
-    """Draw a rectangle in each of n images: True inside, (n, 28, 28). Area 2 to 25 %, height / width 1/3 to 3."""
-    side, ratio = 28 * np.sqrt(rng.uniform(0.02, 0.25, n)), np.sqrt(3 ** rng.uniform(-1, 1, n))
-    inside = []
-    for length in (side * ratio, side / ratio):
-        length = np.rint(length)
-        start = rng.integers(0, 29 - length)
-        pixel = np.arange(28) - start[:, None]
-        inside.append((pixel >= 0) & (pixel < length[:, None]))
-    return inside[0][:, :, None] & inside[1][:, None, :]
-
-
-def soft_cross_entropy(z, y, share, other):
-    """Mean cross-entropy with the target (1 - s) one_hot(y) + s q, and its gradient with respect to logits z (n, K).
-
-    It is the plain one + s sum_k (one_hot(y) - q)_k z_k, whose gradient is s (one_hot(y) - q). share: s; other: q, in
-    label smoothing 1/K, or a teacher's probabilities (n, K) (Hinton, Vinyals & Dean, 2015).
-    """
-    loss, delta = cross_entropy(z, y)
-    if share:
-        away = (one_hot(y, z.shape[1]) - other) * (share / len(y))
-        loss += float((away * z).sum())
-        delta += away.astype(delta.dtype)
-    return loss, delta
-
-
-def lesson(recipe, data, k):
-    """Augment the training images, as copy k: x (n, 784); ask the recipe's teachers: their mean answer p (n, 10)."""
-    x = augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
-    p = np.mean([opinion(name, x) for name in recipe.teacher.split("+")], axis=0)
-    if recipe.temperature != 1:
-        p **= 1 / recipe.temperature
-        p /= p.sum(axis=1, keepdims=True)
-    return x, p
-
-
-def opinion(name, x):
-    """Return the probabilities (n, 10) that the stored network NAME-SEED gives for images x.
-
-    As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
-    """
-    path = FOLDER / f"{name}.npz"
-    network = load_network(path)
-    kept = CACHE / f"{name}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(kept) as file:
-            np.save(file, network.predict(x))
-    return np.load(kept, allow_pickle=False)
-
-
-def shuffle(data):
-    """Put the pixels of all images in another order, the same for all."""
-    order = np.random.default_rng(0).permutation(784)
-    images = {name: getattr(data, name).take(order, axis=1) for name in ("x_train", "x_val", "x_test")}
-    return replace(data, **images)
-
-
-def rate(recipe, progress):
-    """The learning rate when a share `progress` of the training is done."""
-    if recipe.warm_up is None:
-        return recipe.learning_rate
-    if progress < recipe.warm_up:
-        return recipe.learning_rate * progress / recipe.warm_up
-    return recipe.learning_rate * (1 + math.cos(math.pi * (progress - recipe.warm_up) / (1 - recipe.warm_up))) / 2
-
-
-@BLAS.wrap(limits=1, user_api="blas")
-def train(recipe, data, checkpoint=None, on_epoch=None):
-    """Train by a recipe; return the network as it is evaluated after the last epoch, and the history, a row per epoch.
-
-    A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
-    checkpoint: a file written after each epoch; where it exists, training goes on from there, to the same bits.
-    Raises InputError for a checkpoint of another training, FloatingPointError where the loss is not finite.
-    """
-    network = build(recipe)
-    if recipe.shuffled:
-        data = shuffle(data)
-    average, history = network.theta.copy(), []
-    move = np.zeros_like(network.theta)  # where the optimiser steps to from zero at eta = 1: a step is linear in eta
-    step = OPTIMIZERS[recipe.optimizer](move, Config(optimizer=recipe.optimizer, learning_rate=1.0))
-    if checkpoint and Path(checkpoint).exists():
-        history = load_checkpoint(checkpoint, asdict(recipe), network.theta, average, step)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        began = time.perf_counter()
-        row = {"epoch": epoch} | _epoch(recipe, data, network, average, move, step, epoch)
-        last = network.theta.copy()
-        _settle(recipe, data, network, average)
-        row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
-        row["seconds"] = time.perf_counter() - began
-        history.append(row)
-        if checkpoint:
-            save_checkpoint(checkpoint, asdict(recipe), last, average, step, history)
-        network.theta[:] = last
-        if on_epoch:
-            on_epoch(row)
-    _settle(recipe, data, network, average)
-    return network, history
-
-
-def _settle(recipe, data, network, average):
-    """Make of a network in training the one that is evaluated."""
-    if recipe.average:
-        network.theta[:] = average
-    network.calibrate(data.x_train[:5000])
-
-
-def _epoch(recipe, data, network, average, move, step, epoch):
-    """One pass over the training images: train_loss and train_accuracy."""
-    n, size, rng = len(data.y_train), recipe.batch_size, np.random.default_rng([recipe.seed, epoch])
-    weights, steps, total, right = network.theta[: network.n_weights], -(-n // size), 0.0, 0
-    network.mode = "train"
-    order = rng.permutation(n)
-    mirrored = np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5
-    mirrored ^= epoch % 2 == 0
-    lessons = lesson(recipe, data, epoch % recipe.copies) if recipe.teacher else None
-    for k in range(steps):
-        some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
-        y, share, other = data.y_train[some], recipe.label_smoothing, 1 / 10
-        if lessons:
-            x, share, other = lessons[0][some], 1, lessons[1][some]
-        else:
-            x = augment(data.x_train[some], recipe, rng, mirrored[some] if recipe.alternate else None)
-        z = network.forward(x)
-        loss, delta = soft_cross_entropy(z, y, share, other)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is not finite in epoch {epoch}")
-        network.backward(delta)
-        network.gradient[: network.n_weights] += np.float32(recipe.weight_decay) * weights
-        eta = rate(recipe, t / (steps * recipe.epochs))
-        move.fill(0)
-        step(network.gradient, t, loss)
-        move *= np.float32(eta)
-        weights *= np.float32(1 - eta * recipe.decoupled_decay)
-        network.theta += move
-        if recipe.average:
-            np.subtract(network.theta, average, out=move)
-            move *= np.float32(1 - recipe.average)
-            average += move
-        total, right = total + loss * len(y), right + int(np.count_nonzero(z.argmax(axis=1) == y))
-    return {"train_loss": total / n, "train_accuracy": right / n}
-
-
-# ------------------------------------------------------------------------------------------------------ save and resume
-
-
-def save_network(path, recipe, network):
-    """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    theta, statistics = np.split(network.theta, [network.n_parameters])
-    about = json.dumps(asdict(recipe))
-    with write_atomically(path) as file:
-        np.savez(file, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
-
-
-def load_network(path):
-    """Return the Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
-    saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
-    try:
-        recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
-        network = build(recipe)
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise InputError(f"{path} is not a network of towards95.py: {error}") from None
-    theta, statistics = np.split(network.theta, [network.n_parameters])
-    fill(path, "theta", theta, saved["theta"].astype(np.float32))
-    fill(path, "statistics", statistics, saved["statistics"])
-    return network
-
 
 # ------------------------------------------------------------------------------------------------------------- ablation
 
@@ -348,7 +62,8 @@ ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) f
 ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
 DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
 TAUGHT = replace(DENSE, dropout=0.0, label_smoothing=0.0, mix=0.5, teacher="convolutional-0", copies=10)
-WIDE = {  # from which DENSE and TAUGHT were chosen, by validation accuracy
+THREE = "convolutional-0+convolutional-1+convolutional-2"
+WIDE = {  # from which DENSE and the taught networks were chosen, by validation accuracy
     "shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30),
     "no shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30, shift=0),
     "no shifts, dropout 0.4, 40 epochs": replace(DENSE, dropout=0.4, epochs=40, shift=0),
@@ -358,6 +73,10 @@ WIDE = {  # from which DENSE and TAUGHT were chosen, by validation accuracy
     "taught, dropout 0.1": replace(TAUGHT, dropout=0.1, mix=0.0),
     "taught": replace(TAUGHT, mix=0.0),
     "taught, mixed images": TAUGHT,
+    "taught by three, mixed images": replace(TAUGHT, teacher=THREE),
+    "taught by three, mixed images, softened": replace(TAUGHT, teacher=THREE, temperature=2.0),
+    "taught by three, mixed images, 20 copies, 120 epochs": replace(TAUGHT, teacher=THREE, copies=20, epochs=120),
+    "taught by three, mixed images, bottlenecks": replace(TAUGHT, teacher=THREE, widths=(2048,) * 3, bottleneck=256),
 }
 ABLATION |= {("wide", name): recipe for name, recipe in WIDE.items()}
 ABLATION["plain", "twice the width"] = replace(PLAIN, widths=tuple(2 * width for width in PLAIN.widths))
@@ -464,59 +183,85 @@ def gains(table, base, reference="nothing"):
 
 # ------------------------------------------------------------------------------------------------------- final networks
 
+CONVOLUTIONAL = Recipe(
+    network="convolutional",
+    widths=(16, 64, 128, 256),
+    epochs=40,
+    optimizer="nag",
+    learning_rate=0.1,
+    warm_up=0.2,
+    weight_decay=0.0005,
+    label_smoothing=0.1,
+    flip=True,
+    alternate=True,
+    shift=2,
+    erase=0.5,
+)
 FINAL = {
     "dense": DENSE,
-    "taught": TAUGHT,
-    "convolutional": Recipe(
-        network="convolutional",
-        widths=(16, 64, 128, 256),
-        epochs=40,
-        optimizer="nag",
-        learning_rate=0.1,
-        warm_up=0.2,
-        weight_decay=0.0005,
-        label_smoothing=0.1,
-        flip=True,
-        alternate=True,
-        shift=2,
-        erase=0.5,
-    ),
+    "convolutional": CONVOLUTIONAL,
+    "taught": replace(TAUGHT, teacher=THREE, copies=20, epochs=120),
+    "reborn": replace(CONVOLUTIONAL, label_smoothing=0.0, alternate=False, teacher=THREE, copies=20),
 }
 
 
+def for_digits(recipe):
+    """Return the recipe for MNIST: as it is, but for mirrored images, which would be no digits, and its teachers."""
+    teacher = "+".join(f"mnist-{name}" for name in recipe.teacher.split("+") if name)
+    return replace(recipe, dataset="mnist", flip=False, alternate=False, teacher=teacher)
+
+
+FINAL |= {f"mnist-{name}": for_digits(FINAL[name]) for name in ("convolutional", "taught")}
+
+
 def mirrored(x):
-    """Images (n, 784), each mirrored left to right."""
+    """Mirror images (n, 784) left to right."""
     return np.ascontiguousarray(x.reshape(-1, 28, 28)[:, :, ::-1]).reshape(x.shape)
 
 
 def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_dataset):
-    """Train FINAL[name] with this seed, or go on with it, and test it, once: its row of final.csv.
+    """Train FINAL[name] with this seed, or go on with it, and test it, once; return its row of final.csv.
 
     Writes NAME-SEED.npz, the network, and NAME-SEED-test.npy (2, 10000, 10), float16: its probabilities of the test
-    images as they are and mirrored, for `ensemble`. The test accuracies are those of the network as it is stored.
+    images as they are and mirrored, for `ensemble`; of digits only as they are. The test accuracies are those of the
+    network as it is stored. The checkpoint is in the folder `cache`.
     """
     recipe = replace(FINAL[name], seed=seed)
     data = load(recipe.dataset)
-    network, history = train(recipe, data, cache / f"towards95-{name}-{seed}.npz", on_epoch)
+    network, history = train(recipe, data, Path(cache) / f"towards95-{name}-{seed}.npz", on_epoch)
     save_network(folder / f"{name}-{seed}.npz", recipe, network)
     network = load_network(folder / f"{name}-{seed}.npz")
-    p = np.array([network.predict(x) for x in (data.x_test, mirrored(data.x_test))], np.float16)
+    ways = [data.x_test] if recipe.dataset == "mnist" else [data.x_test, mirrored(data.x_test)]
+    p = np.array([network.predict(x) for x in ways], np.float16)
     with write_atomically(folder / f"{name}-{seed}-test.npy") as file:
         np.save(file, p)
-    right = [float(np.mean(one.argmax(axis=1) == data.y_test)) for one in (p[0], p.mean(axis=0, dtype=np.float32))]
-    row = {"name": name, "seed": seed, "parameters": network.n_parameters, "epochs": len(history)}
-    row |= {"train_accuracy": history[-1]["train_accuracy"], "val_accuracy": history[-1]["val_accuracy"]}
-    row |= {"test_accuracy": right[0], "test_accuracy_flips": right[1]}
-    row |= {"seconds": round(sum(one["seconds"] for one in history), 1), "machine": machine()}
-    row |= {"val_accuracy_history": json.dumps([one["val_accuracy"] for one in history]), "made": NOW}
+    accuracies = [one["val_accuracy"] for one in history]
+    row = {
+        "name": name,
+        "seed": seed,
+        "parameters": network.n_parameters,
+        "epochs": len(history),
+        "train_accuracy": history[-1]["train_accuracy"],
+        "val_accuracy": accuracies[-1],
+        "test_accuracy": _accuracy(p[0], data.y_test),
+        "test_accuracy_flips": _accuracy(p.mean(axis=0, dtype=np.float32), data.y_test) if len(p) == 2 else None,
+        "seconds": round(sum(one["seconds"] for one in history), 1),
+        "machine": machine(),
+        "val_accuracy_history": json.dumps(accuracies),
+        "made": NOW,
+    }
     path = folder / "final.csv"
     rows = read(path).to_dict("records") if path.exists() else []
     _write(path, [*rows, row], ["name", "seed"])
     return row
 
 
+def _accuracy(p, y):
+    return float(np.mean(p.argmax(axis=1) == y))
+
+
 def probabilities(name, folder=FOLDER):
-    """What the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
+    """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
     try:
         return np.load(folder / f"{name}-test.npy", allow_pickle=False).astype(np.float32)
     except (OSError, ValueError) as error:
@@ -524,9 +269,8 @@ def probabilities(name, folder=FOLDER):
 
 
 def ensemble(names, y, folder=FOLDER):
-    """Test accuracy, for labels y, of the mean of the probabilities of several networks ("dense-0", ...), both ways."""
-    p = np.mean([probabilities(name, folder) for name in names], axis=(0, 1))
-    return float(np.mean(p.argmax(axis=1) == y))
+    """Return the test accuracy, for labels y, of several networks' mean probabilities ("dense-0", ...), both ways."""
+    return _accuracy(np.mean([probabilities(name, folder) for name in names], axis=(0, 1)), y)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -541,18 +285,18 @@ def main(argv=None):
                 path = FOLDER / f"{name}.csv"
                 table = complete(path, TABLES[name], *(int(one) or None for one in argv[1:]))
                 return {"table": str(path), "rows": len(table)}
-            case ["train", name, seed] if name in FINAL and seed.isdigit():
+            case ["train", name, seed, *folder] if name in FINAL and seed.isdigit() and len(folder) <= 1:
                 with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
 
                     def show(row):
                         bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
                         bar.update(row["epoch"] - bar.n)
 
-                    return final(name, int(seed), on_epoch=show)
+                    return final(name, int(seed), FOLDER, *folder or [CACHE], show)
             case ["rerun", name, number] if name in TABLES and number.isdigit():
                 return rerun(name, int(number))
         tables = "|".join(TABLES)
-        usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED; rerun {tables} N"
+        usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {tables} N"
         raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
 
     return answer("towards95.py", __doc__, argv, work)

@@ -1,0 +1,298 @@
+"""Recipes: how a network of lib.layers is trained with every measure of "Towards 95 %", saved, and taught by others."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from helpers import (
+    BLAS,
+    OPTIMIZERS,
+    Config,
+    InputError,
+    cross_entropy,
+    evaluate,
+    fill,
+    load_checkpoint,
+    load_npz,
+    one_hot,
+    save_checkpoint,
+    write_atomically,
+)
+from lib.dataset import DATA_DIR
+from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+
+FOLDER = DATA_DIR / "towards95"  # of stored networks
+CACHE = DATA_DIR / "cache"  # of what teachers have answered
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training: its network and every measure that is taken. Measures not named are not taken."""
+
+    dataset: str = "fashion_mnist"
+    shuffled: bool = False  # the pixels of all images are put in another order, the same for all
+    network: str = "dense"  # of NETWORKS
+    widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
+    weight_init: str = "random"  # of dense layers; convolutions have He's
+    batch_norm: bool = False  # of dense layers; convolutions always have it
+    bottleneck: int = 0  # width of a linear layer before each hidden layer but the first (Lin et al., 2015)
+    dropout: float = 0.0  # probability, after each hidden layer
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float = 4.22e-4  # its largest
+    warm_up: float | None = None  # share of all steps that it rises; then it falls to zero as a cosine. None: constant
+    weight_decay: float = 0.0  # lambda of the L2 term
+    decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
+    label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
+    flip: bool = False  # half of the images are mirrored
+    alternate: bool = False  # mirrored images are the others in every epoch, not drawn anew
+    shift: int = 0  # pixels, at most, in both directions
+    mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
+    erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
+    noise: float = 0.0  # standard deviation, of pixels from 0 to 1
+    average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
+    teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
+    temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
+    copies: int = 0  # with a teacher the images are augmented so many times in all, not anew in each epoch
+    seed: int = 0
+
+
+def dense(recipe):
+    """Layers of the recipe's widths: matrix, batch norm if taken, ReLU, dropout if taken; the shape of their input."""
+    layers = []
+    n_in = 784
+    for width in recipe.widths:
+        if layers and recipe.bottleneck:
+            layers.append(Dense(n_in, recipe.bottleneck, recipe.weight_init))
+            n_in = recipe.bottleneck
+        layers.append(Dense(n_in, width, recipe.weight_init))
+        if recipe.batch_norm:
+            layers.append(BatchNorm(width))
+        layers.append(ReLU())
+        if recipe.dropout:
+            layers.append(Dropout(recipe.dropout))
+        n_in = width
+    return layers, (784,)
+
+
+def convolutional(recipe):
+    """A convolution to widths[0] channels; for each further width a convolution, the maximum of 2 x 2, and a residual
+    block; the maximum of 3 x 3, which is all that four widths leave; the shape of their input."""
+    widths = recipe.widths
+    layers = [Convolution(1, widths[0], pad=0), BatchNorm(widths[0]), ReLU()]
+    for n_in, n_out in zip(widths, widths[1:]):
+        layers += [Convolution(n_in, n_out), MaxPool(2), BatchNorm(n_out), ReLU()]
+        layers += [Residual(Convolution(n_out, n_out), BatchNorm(n_out), ReLU())]
+    return [*layers, MaxPool(3)], (28, 28, 1)
+
+
+NETWORKS = {"dense": dense, "convolutional": convolutional}
+
+
+def build(recipe, dtype=np.float32):
+    """The Stack of a recipe, its weights drawn from its seed."""
+    layers, shape = NETWORKS[recipe.network](recipe)
+    layers.append(Dense((shape[0], *recipe.widths)[-1], 10, recipe.weight_init))
+    return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
+
+
+def augment(x, recipe, rng, mirrored=None):
+    """Mirror (in place), shift and disturb images x (n, 784) uint8 by chance; with noise they become float32 in [0, 1].
+
+    mirrored: which images to mirror, (n,) bool; if None, each with probability 1/2.
+    """
+    n = len(x)
+    x = x.reshape(n, 28, 28)
+    if recipe.flip:
+        mirrored = rng.random(n) < 0.5 if mirrored is None else mirrored
+        x[mirrored] = x[mirrored, :, ::-1]
+    if recipe.shift:
+        s = recipe.shift
+        x = np.pad(x, ((0, 0), (s, s), (s, s)))
+        i, j = (np.arange(28) + rng.integers(0, 2 * s + 1, (n, 1)) for _ in range(2))
+        x = x[np.arange(n)[:, None, None], i[:, :, None], j[:, None, :]]
+    if recipe.erase:
+        erased = rectangles(n, rng) & (rng.random((n, 1, 1)) < recipe.erase)
+        x[erased] = rng.integers(0, 256, np.count_nonzero(erased), np.uint8)
+    x = x.reshape(n, 784)
+    if recipe.mix:
+        share = np.where(rng.random((n, 1)) < recipe.mix, rng.uniform(0, 0.5, (n, 1)), 0).astype(np.float32)
+        x = np.rint((1 - share) * x + share * x[rng.permutation(n)]).astype(np.uint8)
+    if recipe.noise:
+        x = x * np.float32(1 / 255) + rng.standard_normal(x.shape, np.float32) * np.float32(recipe.noise)
+    return x
+
+
+def rectangles(n, rng):
+    """Draw a rectangle in each of n images: True inside, (n, 28, 28). Area 2 to 25 %, height / width 1/3 to 3."""
+    side, ratio = 28 * np.sqrt(rng.uniform(0.02, 0.25, n)), np.sqrt(3 ** rng.uniform(-1, 1, n))
+    inside = []
+    for length in (side * ratio, side / ratio):
+        length = np.rint(length)
+        start = rng.integers(0, 29 - length)
+        pixel = np.arange(28) - start[:, None]
+        inside.append((pixel >= 0) & (pixel < length[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def soft_cross_entropy(z, y, share, other):
+    """Mean cross-entropy with the target (1 - s) one_hot(y) + s q, and its gradient with respect to logits z (n, K).
+
+    It is the plain one + s sum_k (one_hot(y) - q)_k z_k, whose gradient is s (one_hot(y) - q). share: s; other: q, in
+    label smoothing 1/K, or a teacher's probabilities (n, K) (Hinton, Vinyals & Dean, 2015).
+    """
+    loss, delta = cross_entropy(z, y)
+    if share:
+        away = (one_hot(y, z.shape[1]) - other) * (share / len(y))
+        loss += float((away * z).sum())
+        delta += away.astype(delta.dtype)
+    return loss, delta
+
+
+def lesson(recipe, data, k):
+    """Augment the training images, as copy k: x (n, 784); ask the recipe's teachers: their mean answer p (n, 10)."""
+    x = augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
+    p = np.mean([opinion(name, x) for name in recipe.teacher.split("+")], axis=0)
+    if recipe.temperature != 1:
+        p **= 1 / recipe.temperature
+        p /= p.sum(axis=1, keepdims=True)
+    return x, p
+
+
+def opinion(name, x):
+    """Return the probabilities (n, 10) that the stored network NAME-SEED gives for images x.
+
+    As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
+    """
+    path = FOLDER / f"{name}.npz"
+    network = load_network(path)
+    kept = CACHE / f"{name}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(kept) as file:
+            np.save(file, network.predict(x))
+    return np.load(kept, allow_pickle=False)
+
+
+def shuffle(data):
+    """Put the pixels of all images in another order, the same for all."""
+    order = np.random.default_rng(0).permutation(784)
+    images = {name: getattr(data, name).take(order, axis=1) for name in ("x_train", "x_val", "x_test")}
+    return replace(data, **images)
+
+
+def rate(recipe, progress):
+    """The learning rate when a share `progress` of the training is done."""
+    if recipe.warm_up is None:
+        return recipe.learning_rate
+    if progress < recipe.warm_up:
+        return recipe.learning_rate * progress / recipe.warm_up
+    return recipe.learning_rate * (1 + math.cos(math.pi * (progress - recipe.warm_up) / (1 - recipe.warm_up))) / 2
+
+
+@BLAS.wrap(limits=1, user_api="blas")
+def train(recipe, data, checkpoint=None, on_epoch=None):
+    """Train by a recipe; return the network as it is evaluated after the last epoch, and the history, a row per epoch.
+
+    A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
+    checkpoint: a file written after each epoch; where it exists, training goes on from there, to the same bits.
+    Raises InputError for a checkpoint of another training, FloatingPointError where the loss is not finite.
+    """
+    network = build(recipe)
+    if recipe.shuffled:
+        data = shuffle(data)
+    average, history = network.theta.copy(), []
+    move = np.zeros_like(network.theta)  # where the optimiser steps to from zero at eta = 1: a step is linear in eta
+    step = OPTIMIZERS[recipe.optimizer](move, Config(optimizer=recipe.optimizer, learning_rate=1.0))
+    if checkpoint and Path(checkpoint).exists():
+        history = load_checkpoint(checkpoint, asdict(recipe), network.theta, average, step)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        began = time.perf_counter()
+        row = {"epoch": epoch} | _epoch(recipe, data, network, average, move, step, epoch)
+        last = network.theta.copy()
+        _settle(recipe, data, network, average)
+        row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
+        row["seconds"] = time.perf_counter() - began
+        history.append(row)
+        if checkpoint:
+            save_checkpoint(checkpoint, asdict(recipe), last, average, step, history)
+        network.theta[:] = last
+        if on_epoch:
+            on_epoch(row)
+    _settle(recipe, data, network, average)
+    return network, history
+
+
+def _settle(recipe, data, network, average):
+    """Make of a network in training the one that is evaluated."""
+    if recipe.average:
+        network.theta[:] = average
+    network.calibrate(data.x_train[:5000])
+
+
+def _epoch(recipe, data, network, average, move, step, epoch):
+    """One pass over the training images: train_loss and train_accuracy."""
+    n, size, rng = len(data.y_train), recipe.batch_size, np.random.default_rng([recipe.seed, epoch])
+    weights, steps, total, right = network.theta[: network.n_weights], -(-n // size), 0.0, 0
+    network.mode = "train"
+    order = rng.permutation(n)
+    mirrored = np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5
+    mirrored ^= epoch % 2 == 0
+    lessons = lesson(recipe, data, epoch % recipe.copies) if recipe.teacher else None
+    for k in range(steps):
+        some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
+        y, share, other = data.y_train[some], recipe.label_smoothing, 1 / 10
+        if lessons:
+            x, share, other = lessons[0][some], 1, lessons[1][some]
+        else:
+            x = augment(data.x_train[some], recipe, rng, mirrored[some] if recipe.alternate else None)
+        z = network.forward(x)
+        loss, delta = soft_cross_entropy(z, y, share, other)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is not finite in epoch {epoch}")
+        network.backward(delta)
+        network.gradient[: network.n_weights] += np.float32(recipe.weight_decay) * weights
+        eta = rate(recipe, t / (steps * recipe.epochs))
+        move.fill(0)
+        step(network.gradient, t, loss)
+        move *= np.float32(eta)
+        weights *= np.float32(1 - eta * recipe.decoupled_decay)
+        network.theta += move
+        if recipe.average:
+            np.subtract(network.theta, average, out=move)
+            move *= np.float32(1 - recipe.average)
+            average += move
+        total, right = total + loss * len(y), right + int(np.count_nonzero(z.argmax(axis=1) == y))
+    return {"train_loss": total / n, "train_accuracy": right / n}
+
+
+# ------------------------------------------------------------------------------------------------------ save and resume
+
+
+def save_network(path, recipe, network):
+    """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    theta, statistics = np.split(network.theta, [network.n_parameters])
+    about = json.dumps(asdict(recipe))
+    with write_atomically(path) as file:
+        np.savez(file, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
+
+
+def load_network(path):
+    """Return the Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
+    saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
+    try:
+        recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
+        network = build(recipe)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InputError(f"{path} is not a network of towards95.py: {error}") from None
+    theta, statistics = np.split(network.theta, [network.n_parameters])
+    fill(path, "theta", theta, saved["theta"].astype(np.float32))
+    fill(path, "statistics", statistics, saved["statistics"])
+    return network
