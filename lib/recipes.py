@@ -32,10 +32,10 @@ CACHE = DATA_DIR / "cache"  # of what teachers have answered
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training: its network and every measure that is taken. Measures not named are not taken."""
+    """Define one training: its network and every measure taken. A measure that is not named is not taken."""
 
     dataset: str = "fashion_mnist"
-    shuffled: bool = False  # the pixels of all images are put in another order, the same for all
+    shuffled: bool = False  # the pixels of all images are put in another order, the same for every image
     network: str = "dense"  # of NETWORKS
     widths: tuple = (256, 256, 256, 256)  # of the hidden layers, or channels of the convolutions
     weight_init: str = "random"  # of dense layers; convolutions have He's
@@ -51,7 +51,7 @@ class Recipe:
     decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
     label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
     flip: bool = False  # half of the images are mirrored
-    alternate: bool = False  # mirrored images are the others in every epoch, not drawn anew
+    alternate: bool = False  # those mirrored in one epoch are not in the next, and conversely
     shift: int = 0  # pixels, at most, in both directions
     mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
     erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def dense(recipe):
-    """Layers of the recipe's widths: matrix, batch norm if taken, ReLU, dropout if taken; the shape of their input."""
+    """Make the layers of the recipe's widths: matrix, batch norm, ReLU, dropout; return them and their input's shape."""
     layers = []
     n_in = 784
     for width in recipe.widths:
@@ -82,8 +82,10 @@ def dense(recipe):
 
 
 def convolutional(recipe):
-    """A convolution to widths[0] channels; for each further width a convolution, the maximum of 2 x 2, and a residual
-    block; the maximum of 3 x 3, which is all that four widths leave; the shape of their input."""
+    """Make a convolution to widths[0] channels, then for each width a convolution, a maximum of 2 x 2, a residual one.
+
+    The maximum of 3 x 3 is of all pixels that four widths leave. Returns the layers and the shape of their input.
+    """
     widths = recipe.widths
     layers = [Convolution(1, widths[0], pad=0), BatchNorm(widths[0]), ReLU()]
     for n_in, n_out in zip(widths, widths[1:]):
@@ -96,7 +98,7 @@ NETWORKS = {"dense": dense, "convolutional": convolutional}
 
 
 def build(recipe, dtype=np.float32):
-    """The Stack of a recipe, its weights drawn from its seed."""
+    """Build the Stack of a recipe, its weights drawn from its seed."""
     layers, shape = NETWORKS[recipe.network](recipe)
     layers.append(Dense((shape[0], *recipe.widths)[-1], 10, recipe.weight_init))
     return Stack(layers, shape, np.random.default_rng([recipe.seed, 0]), dtype)
@@ -142,7 +144,7 @@ def rectangles(n, rng):
 
 
 def soft_cross_entropy(z, y, share, other):
-    """Mean cross-entropy with the target (1 - s) one_hot(y) + s q, and its gradient with respect to logits z (n, K).
+    """Return the mean cross-entropy with target (1 - s) one_hot(y) + s q, and its gradient with respect to z (n, K).
 
     It is the plain one + s sum_k (one_hot(y) - q)_k z_k, whose gradient is s (one_hot(y) - q). share: s; other: q, in
     label smoothing 1/K, or a teacher's probabilities (n, K) (Hinton, Vinyals & Dean, 2015).
@@ -188,7 +190,7 @@ def shuffle(data):
 
 
 def rate(recipe, progress):
-    """The learning rate when a share `progress` of the training is done."""
+    """Return the learning rate at which a share `progress` of the training is done."""
     if recipe.warm_up is None:
         return recipe.learning_rate
     if progress < recipe.warm_up:
