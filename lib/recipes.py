@@ -64,7 +64,7 @@ class Recipe:
 
 
 def dense(recipe):
-    """Make the layers of the recipe's widths: matrix, batch norm, ReLU, dropout; return them and their input's shape."""
+    """Make the layers of the recipe's widths: matrix, batch norm, ReLU, dropout; return them and the shape of x."""
     layers = []
     n_in = 784
     for width in recipe.widths:
