@@ -121,7 +121,7 @@ class Convolution(Dense):
         return padded
 
     def _patches(self, x):
-        """Some images at a time: which, and the 3 x 3 patches of x around all their pixels, (pixels, 9 channels)."""
+        """Yield, some images at a time: which, and the 3 x 3 patches of x around their pixels, (pixels, 9 channels)."""
         n, h, w, c = x.shape
         image, row, pixel, channel = x.strides
         shape = (n, h - 2, w - 2, 3, 3 * c)
@@ -142,7 +142,7 @@ class Convolution(Dense):
 
 
 class MaxPool(Layer):
-    """The largest of each size x size pixels, to which its gradient goes (to the first of equals)."""
+    """y = the largest of each size x size pixels, to which its gradient goes (to the first of equals)."""
 
     def __init__(self, size):
         self.size = size
@@ -371,7 +371,7 @@ NETWORKS["Stack"] = Stack
 
 def _every(layers):
     """List all layers, with those inside others in place of these."""
-    return [one for layer in layers for one in getattr(layer, "layers", [layer])]
+    return [one for layer in layers for one in (_every(layer.layers) if hasattr(layer, "layers") else [layer])]
 
 
 def _shapes(layers):

@@ -20,6 +20,7 @@ STACKS = {  # odd shapes throughout
     "pooling": ((7, 5, 2), lambda: [Convolution(2, 3), MaxPool(2), Convolution(3, 2), ReLU(), Dense(3 * 2 * 2, 3)]),
     "large pooling": ((7, 6, 2), lambda: [Convolution(2, 3), MaxPool(3), ReLU(), Dense(2 * 2 * 3, 3)]),
     "residual": ((3, 4, 2), lambda: [Convolution(2, 3), Residual(Convolution(3, 3), BatchNorm(3), ReLU()), Dense(36, 3)]),
+    "nested": ((3, 4, 2), lambda: [Residual(Convolution(2, 2), Residual(Convolution(2, 2))), Dense(24, 3)]),
     "all": ((8, 9, 1), lambda: [
         Convolution(1, 2, pad=0), BatchNorm(2), ReLU(), Convolution(2, 4), MaxPool(2), BatchNorm(4), ReLU(),
         Residual(Convolution(4, 4), BatchNorm(4), ReLU()), MaxPool(3), Dense(4, 3),
