@@ -198,6 +198,21 @@ def test_a_taught_network_comes_to_the_teachers_opinion_not_to_the_labels(teache
 EVERY = [*(recipe for table in TABLES.values() for recipe in table.values()), *FINAL.values()]
 
 
+def test_the_epochs_go_through_all_copies_in_turn(teacher, small, monkeypatch):
+    asked, original = [], recipes.lesson
+    monkeypatch.setattr(recipes, "lesson", lambda recipe, data, k: asked.append(k) or original(recipe, data, k))
+    train(replace(SMALL, teacher="dense-7", copies=3, flip=True, epochs=7), small)
+    assert asked == [1, 2, 0, 1, 2, 0, 1]
+
+
+def test_batch_norm_is_calibrated_with_the_first_training_images_never_with_others(small, monkeypatch):
+    seen, original = [], recipes.Stack.calibrate
+    monkeypatch.setattr(recipes.Stack, "calibrate", lambda self, x: seen.append(x) or original(self, x))
+    many = dataclasses.replace(small, x_train=np.tile(small.x_train, (20, 1)), y_train=np.tile(small.y_train, 20))
+    train(replace(SMALL, batch_norm=True, epochs=2), many)
+    assert len(seen) == 3 and all(np.array_equal(x, many.x_train[:5000]) for x in seen)
+
+
 def test_no_recipe_has_a_teacher_and_smooths_labels_too():
     for recipe in EVERY:
         assert not recipe.teacher or recipe.copies and not recipe.label_smoothing
@@ -392,9 +407,9 @@ def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypa
         right = network.predict(data.x_test).argmax(axis=1) == data.y_test
         assert row["test_accuracy"] == right.mean() > 0.4
         p = np.load(tmp_path / f"dense-{row['seed']}-test.npy")
-        np.testing.assert_allclose(
-            p[1], network.predict(data.x_test.reshape(-1, 28, 28)[:, :, ::-1].reshape(-1, 784)), atol=1e-3
-        )
+        mirror_images = data.x_test.reshape(-1, 28, 28)[:, :, ::-1].reshape(-1, 784)
+        for given, x in zip(p, (data.x_test, mirror_images), strict=True):  # of the network as it is stored, exactly
+            np.testing.assert_array_equal(given, network.predict(x).astype(np.float16))
         assert row["test_accuracy_flips"] == (p.mean(axis=0, dtype=float).argmax(axis=1) == data.y_test).mean()
     p = np.mean([np.load(tmp_path / f"dense-{seed}-test.npy").astype(float) for seed in (0, 1)], axis=(0, 1))
     assert towards95.ensemble(["dense-0", "dense-1"], data.y_test, tmp_path) == (p.argmax(axis=1) == data.y_test).mean()
