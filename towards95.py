@@ -26,9 +26,10 @@ import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-from helpers import Config, InputError, write_atomically
+from helpers import Config, InputError
 from lib.cli import answer
 from lib.dataset import load_dataset
+from lib.files import read_npz, write_atomically, write_npz
 from lib.parallel import end_with_parent
 from lib.recipes import CACHE, FOLDER, Recipe, load_network, save_network, train
 from lib.tables import agree, machine
@@ -36,7 +37,7 @@ from lib.tables import agree, machine
 # ------------------------------------------------------------------------------------------------------------- ablation
 
 PLAIN = Recipe(  # the network that the sweeps selected, and a training of three quarters of its epochs
-    widths=(Config.hidden_size,) * Config.num_layers,
+    widths=tuple(Config().widths),
     weight_init=Config.weight_init,
     epochs=15,
     batch_size=Config.batch_size,
@@ -222,7 +223,7 @@ def mirrored(x):
 def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_dataset):
     """Train FINAL[name] with this seed, or go on with it, and test it, once; return its row of final.csv.
 
-    Writes NAME-SEED.npz, the network, and NAME-SEED-test.npy (2, 10000, 10), float16: its probabilities of the test
+    Writes NAME-SEED.npz, the network, and NAME-SEED-test.npz, p (2, 10000, 10), float16: its probabilities of the test
     images as they are and mirrored, for `ensemble`; of digits only as they are. The test accuracies are those of the
     network as it is stored. The checkpoint is in the folder `cache`.
     """
@@ -233,8 +234,7 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     network = load_network(folder / f"{name}-{seed}.npz")
     ways = [data.x_test] if recipe.dataset == "mnist" else [data.x_test, mirrored(data.x_test)]
     p = np.array([network.predict(x) for x in ways], np.float16)
-    with write_atomically(folder / f"{name}-{seed}-test.npy") as file:
-        np.save(file, p)
+    write_npz(folder / f"{name}-{seed}-test.npz", p=p)
     accuracies = [one["val_accuracy"] for one in history]
     row = {
         "name": name,
@@ -262,10 +262,7 @@ def _accuracy(p, y):
 
 def probabilities(name, folder=FOLDER):
     """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
-    try:
-        return np.load(folder / f"{name}-test.npy", allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}-test.npy cannot be read ({error}); allowed: what towards95.py has written") from None
+    return read_npz(folder / f"{name}-test.npz", "what towards95.py has written", {"p"})["p"].astype(np.float32)
 
 
 def ensemble(names, y, folder=FOLDER):

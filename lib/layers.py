@@ -12,7 +12,8 @@ from functools import partial, reduce
 
 import numpy as np
 
-from helpers import NETWORKS, WEIGHT_INITS, InputError, Network
+from helpers import WEIGHT_INITS, InputError, Network
+from lib.files import NETWORKS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
 
@@ -320,19 +321,11 @@ class Stack(Network):
         """Return what a file needs, beside theta, to make a network of the same layers: named arrays."""
         return {"layers": json.dumps([layer.description() for layer in self.layers]), "shape": self.shape}
 
-    @classmethod
-    def from_description(cls, layers, shape, theta):
-        """Make a network of this description, for a theta that is about to be put into it."""
-        layers = [_described(*one) for one in json.loads(str(layers))]
-        numbers = sum(math.prod(one) for kind in _shapes(_every(layers)) for one in kind)
-        if numbers > theta.size:
-            raise ValueError(f"its layers have {numbers} numbers, its theta {theta.size}")
-        return cls(layers, tuple(shape.ravel().tolist()), np.random.default_rng(0), theta.dtype)
-
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
-        if x.dtype not in (np.uint8, self.theta.dtype):
-            raise InputError(f"x is {x.dtype}; allowed: uint8 or the network's own {self.theta.dtype}")
+        if x.dtype != np.uint8 and not (x.dtype == self.theta.dtype and np.isfinite(x).all()):
+            own = self.theta.dtype
+            raise InputError(f"x is {x.dtype}; allowed: uint8, or finite numbers of the network's own {own}")
         if not x.ndim or math.prod(x.shape[1:]) != math.prod(self.shape):
             raise InputError(f"x is {x.shape}; allowed: (any number, {math.prod(self.shape)})")
         if self.mode == "test" and len(x) > 100:
@@ -348,11 +341,11 @@ class Stack(Network):
         for layer in reversed(self.layers):
             delta = layer.backward(delta)
 
-    def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
-        """Do what Network.objective does, in mode "train"."""
+    def descend(self, x, y, loss, weight_decay):
+        """Do what Network.descend does, in mode "train"."""
         mode, self.mode = self.mode, "train"
         try:
-            return super().objective(x, y, loss, weight_decay)
+            return super().descend(x, y, loss, weight_decay)
         finally:
             self.mode = mode
 
@@ -364,9 +357,6 @@ class Stack(Network):
         for i in range(0, len(x), 100):
             self.forward(x[i : i + 100])
         self.mode = "test"
-
-
-NETWORKS["Stack"] = Stack
 
 
 def _every(layers):
@@ -386,6 +376,18 @@ def _described(name, arguments, options):
     if name not in LAYERS:
         raise ValueError(f"a layer is {name!r}; allowed: {', '.join(LAYERS)}")
     return LAYERS[name](*(_described(*one) if isinstance(one, list) else one for one in arguments), **options)
+
+
+def _from_description(layers, shape, theta):
+    """Make the Stack of a description, for a theta that is about to be put into it."""
+    layers = [_described(*one) for one in json.loads(str(layers))]
+    numbers = sum(math.prod(one) for kind in _shapes(_every(layers)) for one in kind)
+    if numbers > theta.size:  # before any memory is taken for them
+        raise ValueError(f"its layers have {numbers} numbers, its theta {theta.size}")
+    return Stack(layers, tuple(shape.ravel().tolist()), np.random.default_rng(0), theta.dtype)
+
+
+NETWORKS["Stack"] = _from_description
 
 
 def _restore(layers, shape, theta):

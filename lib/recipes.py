@@ -3,27 +3,16 @@
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from helpers import (
-    BLAS,
-    OPTIMIZERS,
-    Config,
-    InputError,
-    cross_entropy,
-    evaluate,
-    fill,
-    load_checkpoint,
-    load_npz,
-    one_hot,
-    save_checkpoint,
-    write_atomically,
-)
+from helpers import BLAS, Config, InputError, cross_entropy, evaluate, make_optimizer, one_hot
 from lib.dataset import DATA_DIR
+from lib.files import fill, fingerprint, load_checkpoint, locked, read_npz, save_checkpoint, write_npz
 from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
 
 FOLDER = DATA_DIR / "towards95"  # of stored networks
@@ -172,14 +161,22 @@ def opinion(name, x):
 
     As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
     """
-    path = FOLDER / f"{name}.npz"
-    network = load_network(path)
-    kept = CACHE / f"{name}-{crc32(path.read_bytes()):08x}-{crc32(x):08x}.npy"
-    if not kept.exists():
+    kept = CACHE / f"{name}-{_checksum(name):08x}-{crc32(x):08x}.npz"
+    try:
+        p = read_npz(kept, "a teacher's answers", {"p"})["p"]
+    except InputError:  # none yet, or damaged
+        p = load_network(FOLDER / f"{name}.npz").predict(x)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(kept) as file:
-            np.save(file, network.predict(x))
-    return np.load(kept, allow_pickle=False)
+        write_npz(kept, p=p)
+    return p
+
+
+def _checksum(name):
+    path = FOLDER / f"{name}.npz"
+    try:
+        return crc32(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"the teacher {path} cannot be read: {error.strerror}; train it first") from None
 
 
 def shuffle(data):
@@ -203,32 +200,42 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
     """Train by a recipe; return the network as it is evaluated after the last epoch, and the history, a row per epoch.
 
     A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
-    checkpoint: a file written after each epoch; where it exists, training goes on from there, to the same bits.
-    Raises InputError for a checkpoint of another training, FloatingPointError where the loss is not finite.
+    checkpoint: a file written after each epoch; if it exists, training goes on from there, to the same bits.
+    Raises InputError for a checkpoint of another training, FloatingPointError if the loss is not finite.
     """
     network = build(recipe)
     if recipe.shuffled:
         data = shuffle(data)
-    average, history = network.theta.copy(), []
-    move = np.zeros_like(network.theta)  # where the optimiser steps to from zero at eta = 1: a step is linear in eta
-    step = OPTIMIZERS[recipe.optimizer](move, Config(optimizer=recipe.optimizer, learning_rate=1.0))
-    if checkpoint and Path(checkpoint).exists():
-        history = load_checkpoint(checkpoint, asdict(recipe), network.theta, average, step)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        began = time.perf_counter()
-        row = {"epoch": epoch} | _epoch(recipe, data, network, average, move, step, epoch)
-        last = network.theta.copy()
-        _settle(recipe, data, network, average)
-        row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
-        row["seconds"] = time.perf_counter() - began
-        history.append(row)
-        if checkpoint:
-            save_checkpoint(checkpoint, asdict(recipe), last, average, step, history)
-        network.theta[:] = last
-        if on_epoch:
-            on_epoch(row)
+    average = network.theta.copy()
+    step, state = make_optimizer(network.theta, Config(optimizer=recipe.optimizer))
+    arrays = {"theta": network.theta, "average": average}
+    arrays |= {f"optimizer.{name}": array for name, array in state.items()}
+    training = checkpoint and _fingerprint(recipe, data, network)
+    history = []
+    with locked(checkpoint) if checkpoint else nullcontext():
+        if checkpoint and Path(checkpoint).exists():
+            history = load_checkpoint(checkpoint, training, arrays, asdict(Recipe()))
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            began = time.perf_counter()
+            row = {"epoch": epoch} | _epoch(recipe, data, network, average, step, epoch)
+            last = network.theta.copy()
+            _settle(recipe, data, network, average)
+            row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
+            network.theta[:] = last
+            row["seconds"] = time.perf_counter() - began
+            history.append(row)
+            if checkpoint:
+                save_checkpoint(checkpoint, training, arrays, history)
+            if on_epoch:
+                on_epoch(row)
     _settle(recipe, data, network, average)
     return network, history
+
+
+def _fingerprint(recipe, data, network):
+    """Return all that a training depends on, the number of its epochs and its teachers' weights included."""
+    teachers = {name: _checksum(name) for name in recipe.teacher.split("+") if name}
+    return {**fingerprint(recipe, data, network), "epochs": recipe.epochs, "teachers": teachers}
 
 
 def _settle(recipe, data, network, average):
@@ -238,22 +245,14 @@ def _settle(recipe, data, network, average):
     network.calibrate(data.x_train[:5000])
 
 
-def _epoch(recipe, data, network, average, move, step, epoch):
-    """One pass over the training images: train_loss and train_accuracy."""
-    n, size, rng = len(data.y_train), recipe.batch_size, np.random.default_rng([recipe.seed, epoch])
-    weights, steps, total, right = network.theta[: network.n_weights], -(-n // size), 0.0, 0
+def _epoch(recipe, data, network, average, step, epoch):
+    """Take a step for each batch of the training images; return train_loss and train_accuracy, means over the epoch."""
+    n = len(data.y_train)
+    steps = -(-n // recipe.batch_size)
+    weights = network.theta[: network.n_weights]
+    total, right = 0.0, 0
     network.mode = "train"
-    order = rng.permutation(n)
-    mirrored = np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5
-    mirrored ^= epoch % 2 == 0
-    lessons = lesson(recipe, data, epoch % recipe.copies) if recipe.teacher else None
-    for k in range(steps):
-        some, t = order[k * size : (k + 1) * size], (epoch - 1) * steps + k + 1
-        y, share, other = data.y_train[some], recipe.label_smoothing, 1 / 10
-        if lessons:
-            x, share, other = lessons[0][some], 1, lessons[1][some]
-        else:
-            x = augment(data.x_train[some], recipe, rng, mirrored[some] if recipe.alternate else None)
+    for t, (x, y, share, other) in enumerate(_batches(recipe, data, epoch), (epoch - 1) * steps + 1):
         z = network.forward(x)
         loss, delta = soft_cross_entropy(z, y, share, other)
         if not math.isfinite(loss):
@@ -261,17 +260,31 @@ def _epoch(recipe, data, network, average, move, step, epoch):
         network.backward(delta)
         network.gradient[: network.n_weights] += np.float32(recipe.weight_decay) * weights
         eta = rate(recipe, t / (steps * recipe.epochs))
-        move.fill(0)
-        step(network.gradient, t, loss)
-        move *= np.float32(eta)
         weights *= np.float32(1 - eta * recipe.decoupled_decay)
-        network.theta += move
+        step(network.gradient, t, eta, loss)
         if recipe.average:
-            np.subtract(network.theta, average, out=move)
-            move *= np.float32(1 - recipe.average)
-            average += move
-        total, right = total + loss * len(y), right + int(np.count_nonzero(z.argmax(axis=1) == y))
+            average += np.float32(1 - recipe.average) * (network.theta - average)
+        total += loss * len(y)
+        right += int(np.count_nonzero(z.argmax(axis=1) == y))
     return {"train_loss": total / n, "train_accuracy": right / n}
+
+
+def _batches(recipe, data, epoch):
+    """Yield the batches of an epoch: images, labels, and share and kind of what is mixed into their targets."""
+    n = len(data.y_train)
+    rng = np.random.default_rng([recipe.seed, epoch])
+    order = rng.permutation(n)
+    mirrored = (np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5) ^ (epoch % 2 == 0)
+    if recipe.teacher:
+        images, answers = lesson(recipe, data, epoch % recipe.copies)
+    for k in range(0, n, recipe.batch_size):
+        some = order[k : k + recipe.batch_size]
+        y = data.y_train[some]
+        if recipe.teacher:
+            yield images[some], y, 1, answers[some]
+        else:
+            x = augment(data.x_train[some], recipe, rng, mirrored[some] if recipe.alternate else None)
+            yield x, y, recipe.label_smoothing, 1 / 10
 
 
 # ------------------------------------------------------------------------------------------------------ save and resume
@@ -282,19 +295,20 @@ def save_network(path, recipe, network):
     path.parent.mkdir(parents=True, exist_ok=True)
     theta, statistics = np.split(network.theta, [network.n_parameters])
     about = json.dumps(asdict(recipe))
-    with write_atomically(path) as file:
-        np.savez(file, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
+    write_npz(path, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
 
 
 def load_network(path):
-    """Return the Stack that `save_network` wrote. Raises InputError for a file missing, damaged, or something else."""
-    saved = load_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
+    """Return the Stack that `save_network` wrote. Raises InputError if the file is missing, damaged or foreign."""
+    saved = read_npz(path, "a network of towards95.py", {"recipe", "theta", "statistics"})
     try:
         recipe = Recipe(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(str(saved["recipe"])).items()})
         network = build(recipe)
+        theta, statistics = np.split(network.theta, [network.n_parameters])
+        fill(path, "theta", theta, saved["theta"].astype(np.float32))
+        fill(path, "statistics", statistics, saved["statistics"])
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(f"{path} is not a network of towards95.py: {error}") from None
-    theta, statistics = np.split(network.theta, [network.n_parameters])
-    fill(path, "theta", theta, saved["theta"].astype(np.float32))
-    fill(path, "statistics", statistics, saved["statistics"])
+    if not np.isfinite(network.theta).all():
+        raise InputError(f"{path}: theta is not finite; allowed: finite numbers")
     return network
