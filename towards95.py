@@ -17,6 +17,7 @@ import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -133,18 +134,24 @@ def complete(path, recipes, workers=None, load=load_dataset):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         work = as_completed([pool.submit(_row, *one, load) for one in missing])
-        for future in tqdm(work, total=len(missing), unit="training", disable=None):
-            rows.append(future.result())
-            _write(path, rows, KEY)
+        try:
+            for future in tqdm(work, total=len(missing), unit="training", disable=None):
+                rows.append(future.result())
+                _write(path, rows, KEY)
+        except BrokenProcessPool:
+            raise InputError("a process that trained has died; the same command goes on from here") from None
     return read(path)
 
 
 def read(path):
-    """Read a table written here. Raises InputError if there is none."""
+    """Read a table written here. Raises InputError if there is none, or if it is not one."""
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        wrong = table.index[table.val_accuracy != [json.loads(one)[-1] for one in table.val_accuracy_history]]
+    except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: what towards95.py has written") from None
+    if len(wrong):
+        raise InputError(f"{path} is damaged: val_accuracy of row {wrong[0]} is not the last one of its history")
     return table if "made" in table else table.assign(made="earlier")
 
 

@@ -348,7 +348,7 @@ def test_a_table_is_completed_where_it_lacks_a_row_or_has_one_from_before(tmp_pa
     row = table[(table.measure == "nothing") & (table.seed == 0)].iloc[0]
     assert json.loads(row.val_accuracy_history) == [one["val_accuracy"] for one in history]
     marked = table.assign(seconds=-1.0)
-    marked.loc[4, ["made", "val_accuracy"]] = ["before the flood", 0.1]
+    marked.loc[4, ["made", "val_accuracy", "val_accuracy_history"]] = ["before the flood", 0.1, "[0.2, 0.3, 0.1]"]
     marked.to_csv(path, index=False)
     again = towards95.complete(path, all_of_it, 1, first_images)
     assert list(again.seconds >= 0) == [False] * 4 + [True, False] and (again.made == NOW).all()
@@ -367,15 +367,29 @@ def test_a_row_trained_again_agrees_and_a_changed_one_does_not(tmp_path, monkeyp
     history = json.loads(table.val_accuracy_history[1])
     for made, change, agrees in [(NOW, 1 / 200, False), ("earlier", 1 / 200, True), ("earlier", 0.5, False)]:
         changed = [*history[:-1], history[-1] + change]
-        table.loc[1, ["made", "val_accuracy_history"]] = [made, json.dumps(changed)]
+        table.loc[1, ["made", "val_accuracy", "val_accuracy_history"]] = [made, changed[-1], json.dumps(changed)]
         table.to_csv(path, index=False)
         result = towards95.rerun("ablation", 1, tmp_path, first_images)
         assert result["agrees"] == agrees and result["made"] == made, (made, change)
 
 
 def test_a_table_from_before_it_was_marked_counts_as_made_earlier(tmp_path):
-    pd.DataFrame({"base": ["plain"], "seed": [0]}).to_csv(tmp_path / "old.csv", index=False)
+    old = pd.DataFrame({"base": ["plain"], "val_accuracy": [0.5], "val_accuracy_history": ["[0.25, 0.5]"]})
+    old.to_csv(tmp_path / "old.csv", index=False)
     assert list(towards95.read(tmp_path / "old.csv").made) == ["earlier"]
+
+
+@pytest.mark.parametrize("change", [
+    ("0.5,", "0.6,"), ("0.25, 0.5", "0.25, 0.7"), ("[0.25", "(0.25"), ("[0.25, 0.5]", "5"), ("val_accuracy_history", "x"),
+    ("val_accuracy,", "x,"), ("[0.25, 0.5]", "[]"), ("[0.25, 0.5]", ""),
+])  # fmt: skip
+def test_a_damaged_or_foreign_table_is_named(tmp_path, change):
+    path = tmp_path / "t.csv"
+    path.write_text('base,val_accuracy,val_accuracy_history\nplain,0.5,"[0.25, 0.5]"\n', encoding="utf-8")
+    towards95.read(path)
+    path.write_text(path.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    with pytest.raises(InputError, match="t.csv"):
+        towards95.read(path)
 
 
 def test_gains_are_paired_by_seed_and_corrected_as_holm_says():
