@@ -130,7 +130,7 @@ def complete(path, recipes, workers=None, load=load_dataset):
     wanted = [
         (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
     ]
-    missing = [one for one in wanted if one[:3] not in there]
+    missing = sorted((one for one in wanted if one[:3] not in there), key=lambda one: one[2])  # each seed of all first
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         work = as_completed([pool.submit(_row, *one, load) for one in missing])
