@@ -15,6 +15,7 @@ Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 int
 
 import json
 import os
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -280,28 +281,39 @@ def ensemble(names, y, folder=FOLDER):
 # --------------------------------------------------------------------------------------------------------- command line
 
 
+def _whole(text):
+    return re.fullmatch("[0-9]{1,9}", text)
+
+
+def _command(argv):
+    match argv:
+        case [name, *workers] if name in TABLES and len(workers) <= 1 and all(map(_whole, workers)):
+            path = FOLDER / f"{name}.csv"
+            table = complete(path, TABLES[name], *(int(one) or None for one in workers))
+            return {"table": str(path), "rows": len(table)}
+        case ["train", name, seed, *folder] if name in FINAL and _whole(seed) and len(folder) <= 1:
+            with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
+
+                def show(row):
+                    bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
+                    bar.update(row["epoch"] - bar.n)
+
+                return final(name, int(seed), FOLDER, *folder or [CACHE], show)
+        case ["rerun", name, number] if name in TABLES and _whole(number):
+            return rerun(name, int(number))
+    tables = "|".join(TABLES)
+    usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {tables} N"
+    raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
+
+
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
 
     def work(argv):
-        match argv:
-            case [name] | [name, _] if name in TABLES and all(one.isdigit() for one in argv[1:]):
-                path = FOLDER / f"{name}.csv"
-                table = complete(path, TABLES[name], *(int(one) or None for one in argv[1:]))
-                return {"table": str(path), "rows": len(table)}
-            case ["train", name, seed, *folder] if name in FINAL and seed.isdigit() and len(folder) <= 1:
-                with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
-
-                    def show(row):
-                        bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
-                        bar.update(row["epoch"] - bar.n)
-
-                    return final(name, int(seed), FOLDER, *folder or [CACHE], show)
-            case ["rerun", name, number] if name in TABLES and number.isdigit():
-                return rerun(name, int(number))
-        tables = "|".join(TABLES)
-        usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {tables} N"
-        raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
+        try:
+            return _command(argv)
+        except FloatingPointError as error:
+            return {"stopped": str(error), "train_loss": None, "agrees": False}
 
     return answer("towards95.py", __doc__, argv, work)
 

@@ -469,6 +469,9 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
         ["train", "dense"],
         ["train", "sparse", "0"],
         ["train", "dense", "-1"],
+        ["train", "dense", "²"],
+        ["pixels", "٣"],
+        ["train", "dense", "0", "/nowhere/at/all"],
         ["rerun", "9"],
         ["rerun", "ablation", "x"],
         ["rerun", "forest", "0"],
@@ -478,7 +481,16 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
 def test_bad_input_ends_in_a_sentence(argv, capsys):
     assert towards95.main(argv) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "allowed: " in err and len(err.splitlines()) == 1
+    assert out == "" and len(err.splitlines()) == 1 and ("allowed: " in err or "/nowhere/at/all" in err)
+
+
+def test_a_training_that_is_not_finite_ends_with_status_1(monkeypatch, capsys):
+    def diverge(*arguments):
+        raise FloatingPointError("the loss is not finite in epoch 3")
+
+    monkeypatch.setattr(towards95, "rerun", diverge)
+    assert towards95.main(["rerun", "pixels", "0"]) == 1
+    assert "not finite in epoch 3" in capsys.readouterr().out
 
 
 def test_its_help_is_its_docstring():
