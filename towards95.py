@@ -25,15 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from tqdm import tqdm
 
 from helpers import Config, InputError
 from lib.cli import answer
 from lib.dataset import load_dataset
-from lib.files import read_npz, write_atomically, write_npz
+from lib.files import write_atomically, write_npz
 from lib.parallel import end_with_parent
-from lib.recipes import CACHE, FOLDER, Recipe, load_network, save_network, train
+from lib.recipes import CACHE, FOLDER, Recipe, accuracy, load_network, mirrored, save_network, train
 from lib.tables import agree, machine
 
 # ------------------------------------------------------------------------------------------------------------- ablation
@@ -177,19 +176,6 @@ def rerun(name, number, folder=FOLDER, load=load_dataset):
     return {**{one: then[one] for one in KEY}, **both, "same_machine": same, "made": then["made"], "agrees": agrees}
 
 
-def gains(table, base, reference="nothing"):
-    """Compare the measures of a base with a reference, paired by seed: n, mean gain in val_accuracy, p, p_holm.
-
-    p is that of the t-test for pairs; p_holm is corrected for the number of measures (Holm, 1979).
-    """
-    value = table[table.base == base].pivot(index="seed", columns="measure", values="val_accuracy")
-    gain = value.drop(columns=reference).sub(value[reference], axis=0)
-    p = pd.Series(stats.ttest_1samp(gain, 0).pvalue, gain.columns)
-    result = pd.DataFrame({"n": gain.count(), "gain": gain.mean(), "p": p}).sort_values("p")
-    times = np.arange(len(result), 0, -1)
-    return result.assign(p_holm=np.minimum(1, np.maximum.accumulate(result.p * times)))
-
-
 # ------------------------------------------------------------------------------------------------------- final networks
 
 CONVOLUTIONAL = Recipe(
@@ -223,11 +209,6 @@ def for_digits(recipe):
 FINAL |= {f"mnist-{name}": for_digits(FINAL[name]) for name in ("convolutional", "taught")}
 
 
-def mirrored(x):
-    """Mirror images (n, 784) left to right."""
-    return np.ascontiguousarray(x.reshape(-1, 28, 28)[:, :, ::-1]).reshape(x.shape)
-
-
 def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_dataset):
     """Train FINAL[name] with this seed, or go on with it, and test it, once; return its row of final.csv.
 
@@ -251,8 +232,8 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
         "epochs": len(history),
         "train_accuracy": history[-1]["train_accuracy"],
         "val_accuracy": accuracies[-1],
-        "test_accuracy": _accuracy(p[0], data.y_test),
-        "test_accuracy_flips": _accuracy(p.mean(axis=0, dtype=np.float32), data.y_test) if len(p) == 2 else None,
+        "test_accuracy": accuracy(p[0], data.y_test),
+        "test_accuracy_flips": accuracy(p.mean(axis=0, dtype=np.float32), data.y_test) if len(p) == 2 else None,
         "seconds": round(sum(one["seconds"] for one in history), 1),
         "machine": machine(),
         "val_accuracy_history": json.dumps(accuracies),
@@ -262,20 +243,6 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
     rows = read(path).to_dict("records") if path.exists() else []
     _write(path, [*rows, row], ["name", "seed"])
     return row
-
-
-def _accuracy(p, y):
-    return float(np.mean(p.argmax(axis=1) == y))
-
-
-def probabilities(name, folder=FOLDER):
-    """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
-    return read_npz(folder / f"{name}-test.npz", "what towards95.py has written", {"p"})["p"].astype(np.float32)
-
-
-def ensemble(names, y, folder=FOLDER):
-    """Return the test accuracy, for labels y, of several networks' mean probabilities ("dense-0", ...), both ways."""
-    return _accuracy(np.mean([probabilities(name, folder) for name in names], axis=(0, 1)), y)
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -312,3 +312,26 @@ def load_network(path):
     if not np.isfinite(network.theta).all():
         raise InputError(f"{path}: theta is not finite; allowed: finite numbers")
     return network
+
+
+# --------------------------------------------------------------------------------------------------- on the test images
+
+
+def mirrored(x):
+    """Mirror images (n, 784) left to right."""
+    return np.ascontiguousarray(x.reshape(-1, 28, 28)[:, :, ::-1]).reshape(x.shape)
+
+
+def probabilities(name, folder=FOLDER):
+    """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
+    return read_npz(folder / f"{name}-test.npz", "what towards95.py has written", {"p"})["p"].astype(np.float32)
+
+
+def accuracy(p, y):
+    """Return the share of images for which the largest of the probabilities p (n, 10) is that of the label y (n,)."""
+    return float(np.mean(p.argmax(axis=1) == y))
+
+
+def ensemble(names, y, folder=FOLDER):
+    """Return the test accuracy, for labels y, of several networks' mean probabilities ("dense-0", ...), both ways."""
+    return accuracy(np.mean([probabilities(name, folder) for name in names], axis=(0, 1)), y)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 import towards95
 from helpers import InputError
@@ -107,7 +106,7 @@ def test_mirrored_images_alternate_from_epoch_to_epoch(monkeypatch, small):
     x = small.x_train[:4].copy()
     again = augment(x.copy(), Recipe(flip=True), None, np.array([True, False, False, True]))
     np.testing.assert_array_equal(again[[1, 2]], x[[1, 2]])
-    np.testing.assert_array_equal(again[[0, 3]], towards95.mirrored(x[[0, 3]]))
+    np.testing.assert_array_equal(again[[0, 3]], recipes.mirrored(x[[0, 3]]))
 
 
 def test_shuffled_pixels_are_the_same_in_another_order_for_all_images(small):
@@ -392,25 +391,6 @@ def test_a_damaged_or_foreign_table_is_named(tmp_path, change):
         towards95.read(path)
 
 
-def test_gains_are_paired_by_seed_and_corrected_as_holm_says():
-    rng = np.random.default_rng(0)
-    accuracy = {"nothing": rng.normal(0.9, 0.01, 5)}
-    for name, gain in [("good", 0.01), ("small", 0.002), ("none", 0.0)]:
-        accuracy[name] = accuracy["nothing"] + gain + rng.normal(0, 0.001, 5)
-    rows = [("long", name, seed, v[seed]) for name, v in accuracy.items() for seed in range(5)]
-    rows += [("plain", name, seed, 0.5) for name in accuracy for seed in range(5)]
-    table = pd.DataFrame(rows, columns=["base", "measure", "seed", "val_accuracy"]).sample(frac=1, random_state=0)
-    result = towards95.gains(table, "long")
-    assert list(result.index[:2]) == ["good", "small"] and (result.n == 5).all()
-    for name, row in result.iterrows():
-        test = stats.ttest_rel(accuracy[name], accuracy["nothing"])
-        assert row.p == pytest.approx(test.pvalue)
-        assert row.gain == pytest.approx(np.mean(accuracy[name] - accuracy["nothing"]))
-    p = result.p.to_numpy()
-    expected = [3 * p[0], max(3 * p[0], 2 * p[1]), max(3 * p[0], 2 * p[1], p[2])]
-    np.testing.assert_allclose(result.p_holm, np.minimum(expected, 1))
-
-
 def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypatch):
     monkeypatch.setitem(FINAL, "dense", replace(SMALL, batch_norm=True))
     data = first_images("fashion_mnist")
@@ -427,7 +407,7 @@ def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypa
             np.testing.assert_array_equal(given, network.predict(x).astype(np.float16))
         assert row["test_accuracy_flips"] == (p.mean(axis=0, dtype=float).argmax(axis=1) == data.y_test).mean()
     p = np.mean([np.load(tmp_path / f"dense-{seed}-test.npz")["p"].astype(float) for seed in (0, 1)], axis=(0, 1))
-    assert towards95.ensemble(["dense-0", "dense-1"], data.y_test, tmp_path) == (p.argmax(axis=1) == data.y_test).mean()
+    assert recipes.ensemble(["dense-0", "dense-1"], data.y_test, tmp_path) == (p.argmax(axis=1) == data.y_test).mean()
 
 
 def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
@@ -437,7 +417,7 @@ def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
     table = towards95.read(tmp_path / "final.csv")
     assert row["test_accuracy_flips"] is None and table.test_accuracy_flips.isna().all()
     y = first_images("mnist").y_test
-    assert towards95.ensemble(["mnist-convolutional-0"], y, tmp_path) == row["test_accuracy"] == table.test_accuracy[0]
+    assert recipes.ensemble(["mnist-convolutional-0"], y, tmp_path) == row["test_accuracy"] == table.test_accuracy[0]
 
 
 def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
@@ -540,7 +520,7 @@ def test_the_stored_networks_give_what_their_table_says():
     assert set(table.name) <= set(FINAL) and not table.duplicated(["name", "seed"]).any()
     for row in table.itertuples():
         data, recipe = load_dataset(FINAL[row.name].dataset), FINAL[row.name]
-        p = towards95.probabilities(f"{row.name}-{row.seed}")
+        p = recipes.probabilities(f"{row.name}-{row.seed}")
         assert (
             p.shape == (1 + recipe.flip, 10000, 10) and row.test_accuracy == (p[0].argmax(axis=1) == data.y_test).mean()
         )
