@@ -65,6 +65,7 @@ ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
 DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
 TAUGHT = replace(DENSE, dropout=0.0, label_smoothing=0.0, mix=0.5, teacher="convolutional-0", copies=10)
 THREE = "convolutional-0+convolutional-1+convolutional-2"
+NESTEROV = {"optimizer": "nag", "learning_rate": 0.05, "weight_decay": 0.0005, "decoupled_decay": 0.0, "average": 0.0}
 WIDE = {  # from which DENSE and the taught networks were chosen, by validation accuracy
     "shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30),
     "no shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30, shift=0),
@@ -72,10 +73,13 @@ WIDE = {  # from which DENSE and the taught networks were chosen, by validation 
     "shifts, no dropout, 40 epochs": replace(DENSE, dropout=0.0, epochs=40),
     "shifts, dropout 0.1, 60 epochs": DENSE,
     "shifts, dropout 0.2, 90 epochs": replace(DENSE, dropout=0.2, epochs=90),
+    "shifts, dropout 0.1, 60 epochs, Nesterov": replace(DENSE, **NESTEROV),
+    "no shifts, dropout 0.1, 60 epochs, Nesterov": replace(DENSE, shift=0, **NESTEROV),
     "taught, dropout 0.1": replace(TAUGHT, dropout=0.1, mix=0.0),
     "taught": replace(TAUGHT, mix=0.0),
     "taught, mixed images": TAUGHT,
     "taught by three, mixed images": replace(TAUGHT, teacher=THREE),
+    "taught by three, mixed images, Nesterov": replace(TAUGHT, teacher=THREE, **NESTEROV),
     "taught by three, mixed images, softened": replace(TAUGHT, teacher=THREE, temperature=2.0),
     "taught by three, mixed images, 20 copies, 120 epochs": replace(TAUGHT, teacher=THREE, copies=20, epochs=120),
     "taught by three, mixed images, bottlenecks": replace(TAUGHT, teacher=THREE, widths=(2048,) * 3, bottleneck=256),
