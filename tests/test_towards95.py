@@ -302,16 +302,9 @@ def test_leaving_a_measure_out_of_the_whole_leaves_all_others_in():
     replace(SMALL, teacher="dense-7", copies=2, flip=True),
 ])  # fmt: skip
 def test_a_training_goes_on_from_its_checkpoint_to_the_same_bits(recipe, small, teacher, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(row):
-        if row["epoch"] == 2:
-            raise Killed
-
     network, history = train(recipe, small)
-    with pytest.raises(Killed):
-        train(recipe, small, tmp_path / "c.npz", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, small, tmp_path / "c.npz", interrupt)
     seen = []
     again, rows = train(recipe, small, tmp_path / "c.npz", seen.append)
     np.testing.assert_array_equal(again.theta, network.theta)
@@ -322,6 +315,44 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_same_bits(recipe, small, 
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     with pytest.raises(InputError, match="epochs is 3 there, 4 here"):  # its rate would have been another
         train(replace(recipe, epochs=4), small, tmp_path / "c.npz")
+
+
+def test_a_checkpoint_is_of_these_images_and_these_teachers(small, teacher, tmp_path):
+    recipe, path = replace(SMALL, teacher="dense-7", copies=1), tmp_path / "c.npz"
+    train(recipe, small, path)
+    for name in ("x_train", "y_train", "x_val", "y_val"):
+        other = getattr(small, name).copy()
+        other.flat[0] = 1 - other.flat[0] % 2
+        with pytest.raises(InputError, match="data is"):
+            train(recipe, dataclasses.replace(small, **{name: other}), path)
+    network = recipes.load_network(recipes.FOLDER / "dense-7.npz")
+    network.theta[0] += 1
+    recipes.save_network(recipes.FOLDER / "dense-7.npz", replace(SMALL, batch_norm=True), network)
+    with pytest.raises(InputError, match="teachers is"):
+        train(recipe, small, path)
+    with pytest.raises(InputError, match="dense-9.npz"):
+        train(replace(recipe, teacher="dense-9"), small, tmp_path / "d.npz")
+
+
+def test_a_checkpoint_from_before_a_measure_was_known_still_goes_on(small, tmp_path):
+    path = tmp_path / "c.npz"
+    whole, _ = train(SMALL, small)
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, small, path, interrupt)
+    saved = dict(np.load(path))
+    about = json.loads(str(saved["about"]))
+    for name in ("bottleneck", "erase"):
+        del about["training"][name]
+    np.savez(path, **{**saved, "about": json.dumps(about)})
+    np.testing.assert_array_equal(train(SMALL, small, path)[0].theta, whole.theta)
+    with pytest.raises(InputError, match="erase is 0.0 there, 0.5 here"):
+        train(replace(SMALL, erase=0.5), small, path)
+
+
+def interrupt(row):
+    """End a training after its second epoch."""
+    if row["epoch"] == 2:
+        raise KeyboardInterrupt
 
 
 def test_it_learns_real_images():
