@@ -279,11 +279,17 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
         "--save is 'missing/n.npz', which cannot be written: No such file or directory; allowed: ",
     ),
     (["--save", "."], "--save is '.', which cannot be written: it exists and is not a regular file; allowed: "),
-    (["--save", "/dev/null"], "--save is '/dev/null', which cannot be written: it exists and is not a regular file; allowed: "),
+    (
+        ["--save", "/dev/null"],
+        "--save is '/dev/null', which cannot be written: it exists and is not a regular file; allowed: ",
+    ),
     (["--save", "/proc/n.npz"], "--save is '/proc/n.npz', which cannot be written: "),  # not even by root
     (["--save", "x" * 300], f"--save is '{'x' * 300}', which cannot be written: File name too long; allowed: "),
     (["--checkpoint", "missing/c.npz"], "--checkpoint is 'missing/c.npz', which cannot be written: "),
-    (["--checkpoint", "/"], "--checkpoint is '/', which cannot be written: it exists and is not a regular file; allowed: "),
+    (
+        ["--checkpoint", "/"],
+        "--checkpoint is '/', which cannot be written: it exists and is not a regular file; allowed: ",
+    ),
     (["--checkpoint", "a.npz", "--save", "./a.npz"], "--save and --checkpoint are both './a.npz'; allowed: two files"),
 ]
 
