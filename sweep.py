@@ -64,9 +64,7 @@ def run(
     sweep = read_sweep(file, count, quick)
     if engine == "wandb":
         if is_disabled():
-            raise InputError(
-                "--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`"
-            )
+            raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         if workers or storage or seed:
             raise InputError("--workers, --storage and --seed are for --engine local; start further agents instead")
         table = _run_on_wandb(sweep)

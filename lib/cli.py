@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import errno
 import json
 import math
 import os
@@ -35,9 +34,10 @@ class Parser(argparse.ArgumentParser):
 
 def say(sentence, program="train.py"):
     """Write one line to standard error, above the progress bar if there is one; nothing ends if nobody can read it."""
+    if sys.stderr is None:  # it is closed, and tqdm would take standard output
+        return
     try:
-        if sys.stderr:  # None if it is closed, where tqdm would take standard output
-            tqdm.write(f"{program}: {' '.join(str(sentence).split())}", file=sys.stderr)
+        tqdm.write(f"{program}: {' '.join(str(sentence).split())}", file=sys.stderr)
     except OSError:
         _abandon(sys.stderr)
 
@@ -127,11 +127,12 @@ def answer(program, help, argv, work, interrupted="the same command goes on from
 def _print(program, text, kept=""):
     """Print a text to standard output, and return 0; if it cannot be written, say so and what is kept; return 2."""
     try:
-        if not sys.stdout:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if sys.stdout is None:
+            raise OSError(0, "it is closed")
         print(text, flush=True)
         return 0
     except OSError as error:
         say(f"standard output cannot be written: {error.strerror}{kept}", program)
-        _abandon(sys.stdout)
+        if sys.stdout:
+            _abandon(sys.stdout)
         return 2

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import signal
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from shlex import quote
 from tempfile import mkdtemp
@@ -33,7 +34,11 @@ def quiet_wandb():
     wanted |= {"x_graphql_retry_max": 4, "x_graphql_timeout_seconds": 10}  # to log a table waits for an answer
     wanted |= {"x_save_requirements": False, "x_disable_stats": True}  # 0.2 s a run; requirements.txt pins what is used
     chosen = {k for k in wanted if {f"WANDB_{k.upper()}", f"WANDB_{k[1:].upper()}"} & set(os.environ)}
-    wandb.setup(wandb.Settings(**{k: wanted[k] for k in wanted.keys() & wandb.Settings.model_fields.keys() - chosen}))
+    known = wanted.keys() & wandb.Settings.model_fields.keys() - chosen
+    with redirect_stderr(StringIO()) as said:  # it is not silent before it has read that it is to be
+        wandb.setup(wandb.Settings(**{k: wanted[k] for k in known}))
+    if told := [line for line in said.getvalue().splitlines() if "Loading settings" not in line]:
+        say(" ".join(told))
     return wandb
 
 
