@@ -17,8 +17,9 @@ A trial is a row in an Optuna storage, written in one transaction with its param
 seed and its number decide what is suggested. A worker that dies is replaced and trains its trial again; a trial whose
 owner has died is adopted by whoever looks next; none ever gets a second number. So a sweep ends with exactly the trials
 asked for. With one worker they are always the same; with more, what bayes suggests depends on which of them is faster.
-Each trial is a run in W&B, offline unless WANDB_MODE says otherwise; `wandb sync wandb/offline-run-*` uploads them.
-Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+Each trial is a run in W&B, offline unless WANDB_MODE or `wandb disabled` says otherwise; `wandb sync
+wandb/offline-run-*` uploads them.
+Exit status: 0 done, 1 not reproduced, 2 something given or a file cannot be used, 130 interrupted.
 """
 
 import argparse
@@ -37,8 +38,9 @@ from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.files import write_atomically
 from lib.ledger import Ledger, errors_as_sentences
 from lib.sweepfile import choices, one_of, read_sweep, whole
+from lib.sweepfile import suggest as suggest  # for who looks for it here
 from lib.tables import COLUMNS, FIELDS, RESULTS, agree, config_of, machine, read_table, write_table
-from lib.tracking import MODES, train_and_log
+from lib.tracking import MODES, is_disabled, train_and_log
 from lib.workers import supervise
 
 FOLDER = DATA_DIR / "sweeps"
@@ -61,11 +63,13 @@ def run(
             whole(flag, value, low)
     sweep = read_sweep(file, count, quick)
     if engine == "wandb":
+        if is_disabled():
+            raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         if workers or storage or seed:
             raise InputError("--workers, --storage and --seed are for --engine local; start further agents instead")
         table = _run_on_wandb(sweep)
     else:
-        mode = os.environ.get("WANDB_MODE") or "offline"
+        mode = os.environ.get("WANDB_MODE") or ("disabled" if is_disabled() else "offline")
         one_of("WANDB_MODE", mode, MODES)
         for name in choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
             load(name)  # what is missing is said now, and what is not decoded yet is decoded once
@@ -180,12 +184,15 @@ def main(argv=None, load=load_dataset):
 
     def work(argv):
         parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        again, whole = argv[:1] == ["rerun"], ["trial", "--count", "--workers", "--seed"]
-        for flag in ["name", "trial"] if again else ["file", "--storage", "--engine", *whole[1:]]:
-            parser.add_argument(flag, type=int if flag in whole else str)
         parser.add_argument("--folder", type=Path, default=FOLDER)
-        if again:
+        if argv[:1] == ["rerun"]:
+            parser.add_argument("name")
+            parser.add_argument("trial", type=int)
             return rerun(**vars(parser.parse_args(argv[1:])), load=load)
+        for flag in ("file", "--storage", "--engine"):
+            parser.add_argument(flag)
+        for flag in ("--count", "--workers", "--seed"):
+            parser.add_argument(flag, type=int)
         parser.add_argument("--quick", action="store_true")
         given = parser.parse_args(argv)
         table = run(**vars(given), load=load)

@@ -5,7 +5,7 @@ python wandb_report.py --wandb_project NAME --wandb_entity NAME    of another pr
 
 The runs are those of train.py and sweep.py, logged online or uploaded by `wandb sync`. Images and confusion matrix are
 of the run with a test accuracy whose validation accuracy is best. Called again, it writes the same report anew.
-Exit status: 0 written, 2 not: no login, no network, no such run, no permission.
+Exit status: 0 written, 2 not: no login, no network, no such run, no permission; 130 interrupted.
 """
 
 import sys
@@ -16,11 +16,11 @@ import wandb_workspaces.reports.v2 as wr
 
 from helpers import Config, InputError
 from lib.anova import importance
+from lib.cli import Parser, answer
 from lib.tables import config_of
-from lib.tracking import online_mode, quiet_wandb
+from lib.tracking import PROJECT, check_project, online_mode, quiet_wandb
 from study import load_study
 from sweep import load_results
-from train import parse, read_options
 
 TITLE = "CS6910 Assignment 1"
 TESTED = {"config.dataset": Config.dataset, "summary_metrics.test_accuracy": {"$exists": True}}
@@ -147,28 +147,25 @@ def write(entity, project):
     return report.save().url
 
 
+def work(argv):
+    """Write the report as the flags say; return its address."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-wp", "--wandb_project", default=PROJECT)
+    parser.add_argument("-we", "--wandb_entity")
+    given = parser.parse_args(argv)
+    check_project(given.wandb_project)
+    online_mode()
+    try:
+        return write(given.wandb_entity, given.wandb_project)
+    except InputError:
+        raise
+    except Exception as error:  # whatever W&B's client makes of no network, no project, no permission
+        raise InputError(f"W&B: {error}") from None
+
+
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    try:
-        given = parse(argv)
-        if strange := given.keys() - {"wandb_project", "wandb_entity"}:
-            raise InputError(f"--{min(strange)} is not for a report; allowed: --wandb_project, --wandb_entity")
-        options = read_options(given | {"wandb_mode": "online"})
-        online_mode()
-        try:
-            print(write(options["entity"], options["project"]))
-        except InputError:
-            raise
-        except Exception as error:  # whatever W&B's client makes of no network, no project, no permission
-            raise InputError(f"W&B: {error}") from None
-        return 0
-    except (InputError, OSError) as error:
-        print(f"wandb_report.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return answer("wandb_report.py", __doc__, argv, work, "the same command writes the report anew")
 
 
 if __name__ == "__main__":

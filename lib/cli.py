@@ -1,17 +1,28 @@
 """What the command lines share: one way to say something, one way to end."""
 
 import argparse
+import ast
 import json
+import math
+import os
+import re
 import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
 
 from tqdm import tqdm
 
 from helpers import InputError
+from lib.dataset import ROOT
 
 
-def say(sentence, program="train.py"):
-    """One line on standard error, above the progress bar if there is one."""
-    tqdm.write(f"{program}: {' '.join(str(sentence).split())}", file=sys.stderr)
+class Unsaved(InputError):
+    """The work is done and `result` says what came out, but a file that was to hold it cannot be written."""
+
+    def __init__(self, sentence, result):
+        super().__init__(sentence)
+        self.result = result
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,22 +32,107 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def answer(program, help, argv, work):
-    """A command line: print what `work(argv)` returns as a line of JSON, or `help`; return the exit status.
+def say(sentence, program="train.py"):
+    """Write one line to standard error, above the progress bar if there is one; nothing ends if nobody can read it."""
+    if sys.stderr is None:  # it is closed, and tqdm would take standard output
+        return
+    try:
+        tqdm.write(f"{program}: {' '.join(str(sentence).split())}", file=sys.stderr)
+    except OSError:
+        _abandon(sys.stderr)
 
-    0 done, 1 not reproduced (`agrees` is false), 2 something given cannot be used: one sentence, 130 interrupted.
+
+def _abandon(stream):
+    """Send what is written to a stream from now on nowhere: what cannot be written would fail once more at the end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _interrupted_early(kind, error, trace):
+    """Say in one sentence that Ctrl-C has come while a program was still importing."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, trace)
+    say("interrupted", Path(sys.argv[0]).name)
+    os._exit(130)
+
+
+sys.excepthook = _interrupted_early
+
+
+def progress(total, unit, initial=0):
+    """Make a progress bar; it is disabled unless standard error is a terminal."""
+    return tqdm(total=total, initial=initial, unit=unit, disable=not (sys.stderr and sys.stderr.isatty()))
+
+
+def number(name, text):
+    """The whole number in a text. Raises InputError, naming the argument, for anything but a few digits."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise InputError(f"{name} is {text!r}; allowed: a whole number from 0")
+    return int(text)
+
+
+def widths(text):
+    """hidden_size from a text: a whole number, or a tuple of them for "256 128", "256,128" or "[256, 128]"."""
+    sizes = tuple(map(int, re.split(r"[\s,]+", text.strip("[]() "))))
+    return sizes[0] if text.strip().isdecimal() else sizes
+
+
+def describe(program):
+    """The docstring of a program at the top of the project, read from its file: `python -OO` keeps none."""
+    return ast.get_docstring(ast.parse((ROOT / program).read_text(encoding="utf-8")))
+
+
+def as_json(value):
+    """A value as one line of JSON, which knows no NaN and no infinity: they are null."""
+
+    def finite(part):
+        if isinstance(part, dict):
+            return {key: finite(each) for key, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(each) for each in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)
+
+
+def answer(program, help, argv, work, interrupted="the same command goes on from here"):
+    """Run a command line: print what `work(argv)` returns, as a line of JSON unless it is a text; return the status.
+
+    0 done; 1 not reproduced (`agrees` is false) or not finite (`train_loss` is None), and nothing else; 2 something
+    given, a file or standard output cannot be used, as one sentence says; 3 a mistake of ours, with its traceback;
+    130 interrupted. Print `help` instead, if asked to; if `python -OO` has left none, the program's docstring.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print(help)
-        return 0
     try:
-        outcome = work(argv)
+        if {"-h", "--help"} & set(argv):
+            return _print(program, help or describe(program))
+        outcome, status = work(argv), 0
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here", program)
+        say(f"interrupted; {interrupted}", program)
         return 130
-    except (InputError, OSError) as error:
-        say(error, program)
+    except (InputError, OSError, MemoryError) as error:
+        say(str(error) or "there is not enough memory", program)
+        outcome, status = getattr(error, "result", None), 2
+    except Exception:
+        with suppress(OSError):
+            traceback.print_exc()
+        return 3
+    if outcome is None:
+        return status
+    text = outcome if isinstance(outcome, str) else as_json(outcome)
+    failed = text is not outcome and (not outcome.get("agrees", True) or outcome.get("train_loss", 0) is None)
+    return _print(program, text, f"; the result: {text}") or status or int(failed)
+
+
+def _print(program, text, kept=""):
+    """Print a text to standard output, and return 0; if it cannot be written, say so and what is kept; return 2."""
+    try:
+        if sys.stdout is None:
+            raise OSError(0, "it is closed")
+        print(text, flush=True)
+        return 0
+    except OSError as error:
+        say(f"standard output cannot be written: {error.strerror}{kept}", program)
+        if sys.stdout:
+            _abandon(sys.stdout)
         return 2
-    print(json.dumps(outcome))
-    return 0 if outcome.get("agrees", True) else 1

@@ -4,17 +4,21 @@ import json
 import os
 import re
 import signal
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from shlex import quote
+from tempfile import mkdtemp
 from threading import current_thread, main_thread
 
 import numpy as np
 
 from helpers import METRICS, InputError, save_network, train
-from lib.cli import say
+from lib.cli import Unsaved, say
 
 PROJECT = "CS6910_Assignment_1"
+PROJECT_NAMES = "1 to 128 characters, none of /\\#?%:"
 MODES = ("online", "offline", "disabled")
 
 
@@ -23,18 +27,45 @@ MODES = ("online", "offline", "disabled")
 
 def quiet_wandb():
     """The wandb module, told to print nothing, to leave the console alone, and not to wait for a network for ever."""
-    import wandb  # 1 s, and not needed where it is disabled
+    import wandb  # 1 s, and not needed if W&B is disabled
 
+    _keep_with_the_runs(wandb.env)
     wanted = {"silent": True, "console": "off", "init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}
     wanted |= {"x_graphql_retry_max": 4, "x_graphql_timeout_seconds": 10}  # to log a table waits for an answer
     wanted |= {"x_save_requirements": False, "x_disable_stats": True}  # 0.2 s a run; requirements.txt pins what is used
     chosen = {k for k in wanted if {f"WANDB_{k.upper()}", f"WANDB_{k[1:].upper()}"} & set(os.environ)}
-    wandb.setup(wandb.Settings(**{k: wanted[k] for k in wanted.keys() & wandb.Settings.model_fields.keys() - chosen}))
+    known = wanted.keys() & wandb.Settings.model_fields.keys() - chosen
+    with redirect_stderr(StringIO()) as said:  # it is not silent before it has read that it is to be
+        wandb.setup(wandb.Settings(**{k: wanted[k] for k in known}))
+    if told := [line for line in said.getvalue().splitlines() if "Loading settings" not in line]:
+        say(" ".join(told))
     return wandb
 
 
+def _keep_with_the_runs(env):
+    """Let W&B keep beside its runs what it keeps in HOME if that is read-only, or its service prints its log here."""
+    for name, folder in [(env.CACHE_DIR, env.get_cache_dir()), (env.DATA_DIR, env.get_data_dir())]:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            os.environ[name] = str(Path(os.environ.get("WANDB_DIR") or ".", "wandb", "home").absolute())
+
+
+def is_disabled():
+    """Whether `wandb disabled` or $WANDB_MODE has turned W&B off, with a key or without."""
+    try:
+        return quiet_wandb().setup().settings.mode == "disabled"
+    except Exception:  # whatever W&B makes of a bad setting: nobody has turned it off
+        return False
+
+
 def online_mode():
-    """What `wandb online|offline` has set. Raises InputError where W&B has no key, sought without network or prompt."""
+    """What `wandb online|offline` has set. Raises InputError if W&B is off or has no key; without a network."""
+    if is_disabled():
+        raise InputError("W&B is disabled; allowed: after `wandb online`, without WANDB_MODE=disabled")
     try:
         settings = quiet_wandb().setup().settings
         from wandb.sdk.lib import wbauth
@@ -47,7 +78,9 @@ def online_mode():
 
 
 def default_mode():
-    """online_mode() where W&B has a key, else offline, which is said."""
+    """What `wandb online|offline|disabled` has set; offline if W&B has no key, and say so."""
+    if is_disabled():
+        return "disabled"
     try:
         return online_mode()
     except InputError as error:
@@ -55,11 +88,19 @@ def default_mode():
         return "offline"
 
 
+def check_project(name):
+    """Raise InputError if W&B would refuse a project of this name."""
+    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise InputError(f"--wandb_project is {name!r}; allowed: {PROJECT_NAMES}")
+
+
 class Log:
-    """A W&B run; none where W&B is disabled or does not start, which is said and never stops a training."""
+    """A W&B run; none if W&B is disabled or does not start: it says so, and never stops a training."""
 
     def __init__(self, mode, **about):
-        self.run, self.trouble, self.stopped = None, None, None
+        self.run = None
+        self.trouble = None
+        self.stopped = None
         for attempt in dict.fromkeys([mode, "offline"]) if mode != "disabled" else []:
             try:  # create_new: not into a run that the caller has open
                 settings = {"stop_fn": self.stop}
@@ -103,11 +144,17 @@ class Log:
 
 
 def check_upload(run):
-    """Raise RuntimeError where not all of an online run is uploaded, which W&B's client tells nobody but its log."""
-    for line in [] if run.offline else Path(run.settings.log_internal).read_text().splitlines():
-        entry = json.loads(line)
-        if entry["level"].startswith("ERROR") and entry["msg"] != "api: HTTP error":  # its sender says what came of it
-            why = f"{entry['msg']} {entry.get('error', '')}"
+    """Raise RuntimeError if an online run is not uploaded completely, which W&B's client tells nobody but its log."""
+    if run.offline:
+        return
+    for line in Path(run.settings.log_internal).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            level, message = entry["level"], entry["msg"]
+        except (ValueError, TypeError, KeyError):  # not an entry, or one cut short
+            continue
+        if level.startswith("ERROR") and message != "api: HTTP error":  # its sender says what came of that
+            why = f"{message} {entry.get('error', '')}"
             raise RuntimeError(re.sub(r"https?://\S+", "W&B", why).strip())  # signed addresses are nobody's business
 
 
@@ -132,19 +179,46 @@ def log_test(run, data, predicted, accuracy, step):
 
 def train_and_log(
     config, data, *, on_epoch=None, network=None, checkpoint=None, save=None, test=True,
-    mode="disabled", project=PROJECT, entity=None, group=None, name=None
+    mode="disabled", project=PROJECT, entity=None, group=None, name=None, run_id=None
 ):  # fmt: skip
     """Train by `config` on `data`, log to W&B, and return the result: a flat dictionary that JSON can hold.
 
+    The network is that of the epoch of best val_accuracy, `best_epoch`, as in every study: it is saved, and tested.
+    train_loss, train_accuracy, val_loss and val_accuracy are those of the last epoch.
     on_epoch(row): called after each epoch trained now; a sentence it returns ends the training.
     network: train this one, in place, instead of a new one.
     checkpoint: a file to write after each epoch, or to go on from: W&B then gets the earlier epochs too.
-    save: a file for the final network. test: evaluate that on the test images, once.
-    mode: one of MODES. project, entity, group, name: of the W&B run; its name is config.run_name unless given.
-    Where the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
+    save: a file for the network. test: evaluate it on the test images, once.
+    mode: one of MODES. project, entity, group, name, run_id: of the W&B run; its name is config.run_name unless given.
+    If the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
+    Raises Unsaved, which holds the result, if `save` cannot be written.
     """
-    log = Log(mode, project=project, entity=entity, group=group, name=name or config.run_name, config=asdict(config))
-    logged, status, accuracy = [], 1, None
+    about = {"project": project, "entity": entity, "group": group, "name": name or config.run_name, "id": run_id}
+    log = Log(mode, config=plain(config), **about)
+    status = 1
+    try:
+        network, history, stopped = _train(config, data, log, on_epoch, network, checkpoint)
+        finite = "not finite" not in stopped
+        unsaved = _save(save, network) if finite and save else None
+        accuracy = _test(network, data, log, len(history)) if finite and test else None
+        outcome = _outcome(history, stopped, finite, accuracy, len(data.y_train))
+        log(lambda run: run.summary.update(outcome))
+        status = 0 if finite else 1
+        if unsaved:
+            raise Unsaved(unsaved, plain(config) | outcome)
+        return plain(config) | outcome
+    finally:
+        log.finish(status)
+
+
+def plain(config):
+    """The Config as a dictionary of what JSON and W&B know: a tuple is a list."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _train(config, data, log, on_epoch, network, checkpoint):
+    """Train and log each epoch, those of a checkpoint too; return the Training, with the weights of the best epoch."""
+    logged = []
 
     def record(rows):
         for row in rows:
@@ -160,28 +234,48 @@ def train_and_log(
         return (on_epoch and on_epoch(row)) or log.stopped
 
     try:
-        network, history, stopped = train(config, data, each_epoch, network=network, checkpoint=checkpoint)
-        record(history[len(logged) :])  # of a checkpoint that was complete
-        finite = "not finite" not in stopped
-        final = history[-1] if finite else dict.fromkeys(METRICS)
-        best = max(history, key=lambda row: row["val_accuracy"], default={})
-        if finite and save:
-            save_network(save, network)
-        if finite and test:
-            predicted = network.predict(data.x_test).argmax(axis=1)
-            accuracy = float(np.mean(predicted == data.y_test))
-            log(log_test, data, predicted, accuracy, len(history))
-        outcome = {
-            **{name: final[name] for name in METRICS},
-            "best_val_accuracy": best.get("val_accuracy"),
-            "best_epoch": best.get("epoch"),
-            "test_accuracy": accuracy,
-            "seconds": sum(row["seconds"] for row in history),
-            "samples_per_second": len(history) * len(data.y_train) / (sum(row["step_seconds"] for row in history) or 1),
-            "stopped": stopped,
-        }
-        log(lambda run: run.summary.update(outcome))
-        status = 0 if finite else 1
-        return asdict(config) | outcome
-    finally:
-        log.finish(status)
+        training = train(config, data, each_epoch, network=network, checkpoint=checkpoint, keep_best=True)
+    except OSError as error:
+        if not checkpoint:
+            raise
+        kept = "what it held is kept, and the same command goes on from there"
+        raise InputError(f"--checkpoint {checkpoint} cannot be written: {error.strerror or error}; {kept}") from None
+    record(training.history[len(logged) :])  # of a checkpoint that was complete
+    return training
+
+
+def _save(path, network):
+    """Save the network, in the folder for temporary files if it cannot be where it is to go; return that sentence."""
+    try:
+        save_network(path, network)
+    except OSError as error:
+        trouble = f"--save {path} cannot be written: {error.strerror or error}"
+        with suppress(OSError):
+            spare = Path(mkdtemp(), Path(path).name)
+            save_network(spare, network)
+            return f"{trouble}; the network is in {spare} instead"
+        return f"{trouble}; the network is not saved"
+
+
+def _test(network, data, log, step):
+    """The accuracy on the test images, which is logged with what there is to see of them."""
+    predicted = network.predict(data.x_test).argmax(axis=1)
+    accuracy = float(np.mean(predicted == data.y_test))
+    log(log_test, data, predicted, accuracy, step)
+    return accuracy
+
+
+def _outcome(history, stopped, finite, test_accuracy, n_train):
+    """What came out of a training, without its Config."""
+    final = history[-1] if finite else dict.fromkeys(METRICS)
+    best = max(history, key=lambda row: row["val_accuracy"], default={})  # the first of equals
+    step_seconds = sum(row["step_seconds"] for row in history)
+    return {
+        **{name: final[name] for name in METRICS},
+        "best_val_accuracy": best.get("val_accuracy"),
+        "best_epoch": best.get("epoch"),
+        "test_accuracy": test_accuracy,
+        "seconds": sum(row["seconds"] for row in history),
+        "samples_per_second": len(history) * n_train / (step_seconds or 1),
+        "stopped": stopped,
+    }

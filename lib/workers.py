@@ -21,7 +21,7 @@ from helpers import METRICS, InputError
 from lib.cli import say
 from lib.ledger import BEAT, Ledger, errors_as_sentences
 from lib.tables import FIELDS, failure, machine
-from lib.tracking import quiet_wandb, train_and_log
+from lib.tracking import train_and_log
 
 DEATHS = 50  # a sweep that has ended so many workers in a row cannot run
 
@@ -72,14 +72,13 @@ def train_trial(ledger, trial, load, mode, train=train_and_log):
             seen = time.time()
         return ledger.verdict(trial, row)
 
-    if mode != "disabled":
-        wandb, run_id = quiet_wandb(), f"{ledger.token}-{trial.number}"
-        wandb.setup(wandb.Settings(run_id=run_id))  # the id of the next run
-        for left in Path(os.environ.get("WANDB_DIR") or ".").glob(f"wandb/offline-run-*-{run_id}"):
-            shutil.rmtree(left, ignore_errors=True)  # of an attempt that was interrupted
     where = {key: ledger.sweep.definition.get(key) for key in ("project", "entity")}
+    about = {"mode": mode, "group": ledger.sweep.name, **where}
+    if mode != "disabled":
+        about["run_id"] = f"{ledger.token}-{trial.number}"
+        for left in Path(os.environ.get("WANDB_DIR") or ".").glob(f"wandb/offline-run-*-{about['run_id']}"):
+            shutil.rmtree(left, ignore_errors=True)  # of an attempt that was interrupted
     try:
-        about = {"mode": mode, "group": ledger.sweep.name, **where}
         result = train(config, load(config.dataset), on_epoch=on_epoch, test=False, **about)
     except MemoryError as error:
         return failure(str(error))

@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,28 @@ def test_readme_names_the_commands_and_files_that_exist():
     assert set(re.findall(r"make ([a-z-]+)", readme)) <= targets | {"sure"}
     for name in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / name).exists(), name
+
+
+ADDRESSES = [  # where the repository is named: the badge, the citation, any text
+    r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)",
+    r"url = \{https://github\.com/([\w.-]+/[\w.-]+)\}",
+    r"github\.com/([\w.-]+/CS6910[\w-]*)",
+]
+
+
+def test_the_address_of_the_repository_is_the_one_in_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["urls"]["Repository"].removeprefix("https://github.com/")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(re.search(pattern, readme) for pattern in ADDRESSES[:2])
+    for path in tracked("*.md", "*.ipynb", "*.py", "*.typ", "*.j2", "*.lua", "CITATION.cff"):
+        text = path.read_text(encoding="utf-8")
+        found = (
+            {name for pattern in ADDRESSES for name in re.findall(pattern, text)}
+            if "tests" not in path.parts
+            else set()
+        )
+        assert found <= {wanted}, f"{path.relative_to(ROOT)} names {found}; pyproject.toml {wanted}"
 
 
 def test_the_speeds_of_the_readme_are_those_measured():

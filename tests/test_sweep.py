@@ -3,7 +3,6 @@
 import fcntl
 import inspect
 import json
-import math
 import os
 import platform
 import pty
@@ -38,7 +37,6 @@ import lib.tables
 import lib.tracking
 import lib.workers
 import sweep
-import train
 from helpers import Config, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,98 +205,9 @@ def untimed(table):
     return table.drop(columns=["created", "seconds", "test_accuracy"], errors="ignore").to_json(orient="records")
 
 
-# ----------------------------------------------------------------------------------------------------------- sweep file
+# ------------------------------------------------------------------------------------------------------- command line
 
 LR = "learning_rate"
-
-
-def parameter(name, **spec):
-    return {"parameters": {name: spec}}
-
-
-BAD = [
-    ({"methd": "random"}, "methd"),
-    ({"method": "baies"}, "method"),
-    ({"method": None}, "method"),
-    ({"program": "other.py"}, "program"),
-    ({"command": ["python"]}, "command"),
-    ({"scheduler": {"engine": "optuna"}}, "scheduler"),
-    ({"name": "a/b"}, "name"),
-    ({"description": 3}, "description"),
-    ({"project": ["p"]}, "project"),
-    ({"run_cap": 0}, "run_cap"),
-    ({"run_cap": 2.5}, "run_cap"),
-    ({"run_cap": True}, "run_cap"),
-    ({"run_cap": None}, "run_cap"),
-    ({"metric": None}, "metric"),
-    ({"metric": "val_accuracy"}, "metric"),
-    ({"metric": {"name": "test_accuracy"}}, "metric.name"),
-    ({"metric": {"name": "val_accuracy", "goal": "max"}}, "metric.goal"),
-    ({"metric": {"name": "val_accuracy", "target": 1}}, "target"),
-    ({"parameters": None}, "parameters"),
-    ({"parameters": ["epochs"]}, "parameters"),
-    (parameter("epoch", value=3), "epoch"),
-    ({"parameters": {"epochs": 3}}, "epochs"),
-    ({"parameters": {"epochs": {}}}, "epochs"),
-    (parameter("epochs", value=3, min=1), "min"),
-    (parameter("epochs", values=[]), "epochs"),
-    (parameter("epochs", values=3), "epochs"),
-    (parameter("epochs", values=[3, 3]), "epochs"),
-    (parameter("optimizer", values=["nag", "nesterov"]), "optimizer"),
-    (parameter("optimizer", values=["adam", "adagrad"]), "adagrad"),
-    (parameter("optimizer", values="adam"), "optimizer"),
-    (parameter("optimizer", values=[["adam"]]), "optimizer"),
-    (parameter("epochs", parameters={"a": {"value": 1}}), "parameters"),
-    (parameter("epochs", min=5, max=3), "epochs"),
-    (parameter("epochs", min=3, max=3), "epochs"),
-    (parameter("epochs", min=0, max=3), "epochs"),
-    (parameter("epochs", min=1), "max"),
-    (parameter("epochs", min=1.0, max=3.0), "epochs"),
-    (parameter("epochs", distribution="int_uniform", min=1.5, max=3), "epochs"),
-    (parameter("epochs", distribution="int_uniform", values=[1, 2]), "values"),
-    (parameter("weight_decay", min=0, max=0.5), "weight_decay"),
-    (parameter("weight_decay", min=-0.1, max=0.5), "weight_decay"),
-    (parameter("momentum", min=0.5, max=1.0), "momentum"),
-    (parameter(LR, min="1e-3", max=0.1), "learning_rate.*1.0e-3"),
-    (parameter(LR, value="1e-3"), "learning_rate"),
-    (parameter(LR, min=0.1, max=math.inf), "learning_rate"),
-    (parameter(LR, min=math.nan, max=0.1), "learning_rate"),
-    (parameter(LR, min=True, max=2), "learning_rate"),
-    (parameter(LR, distribution="log_uniform", min=-5, max=9999), "learning_rate"),
-    (parameter("weight_decay", distribution="log_uniform_values", min=0, max=0.1), "weight_decay"),
-    (parameter(LR, distribution="normal", mu=0.1, sigma=0.1), "normal|mu"),
-    (parameter(LR, distribution="inv_log_uniform_values", min=0.1, max=1), "inv_log_uniform_values"),
-    (parameter("epochs", distribution="categorical_w_probabilities", values=[1, 2]), "categorical_w_probabilities"),
-    (parameter("epochs", values=[1, 2], probabilities=[0.5, 0.5]), "probabilities"),
-    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q=0), "batch_size"),
-    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q="8"), "batch_size"),
-    (parameter("batch_size", distribution="q_uniform", min=1, max=64, q=8), "batch_size"),  # 1 is rounded to 0
-    (parameter("batch_size", distribution="uniform", min=1, max=64, q=8), "q"),
-    ({"method": "grid", **parameter(LR, min=0.1, max=0.2)}, "grid"),
-    ({"early_terminate": {"type": "envelope", "min_iter": 3}}, "early_terminate.type"),
-    ({"early_terminate": {"type": "hyperband"}}, "early_terminate"),
-    ({"early_terminate": {"min_iter": 3}}, "type"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
-    ({"early_terminate": {"type": "hyperband", "max_iter": 27}}, "early_terminate"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 1}}, "eta"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "eta": "3"}}, "eta"),
-    ({"early_terminate": {"type": "hyperband", "min_iter": 3, "strict": True}}, "strict"),
-]
-
-
-@pytest.mark.parametrize("changes, key", BAD, ids=[str(i) for i in range(len(BAD))])
-def test_what_cannot_be_honoured_is_refused_in_a_sentence_that_names_the_key(changes, key, write, capsys):
-    path = write(definition(**changes))
-    assert sweep.main([str(path), "--folder", "."]) == 2
-    out, err = capsys.readouterr()
-    assert err.count("\n") == 1 and str(path) in err and re.search(key, err.split(str(path))[1]) and not out
-    assert not Path("optuna.db").exists()
-
-
-@pytest.mark.parametrize("text", ["", "- a", "3", "a: [", "a: b: c", "\x00", "method: random"])
-def test_a_file_that_is_no_sweep_is_refused(text, write, capsys):
-    assert sweep.main([str(write(text))]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 COMMANDS = [
@@ -332,127 +241,6 @@ def test_a_command_that_cannot_be_done_is_refused_in_a_sentence(argv, key, write
     assert sweep.main([path if word == "FILE" else word for word in argv], load=tiny) == 2
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and re.search(key, err) and not out
-
-
-GOOD = [  # a parameter, and what it may become
-    ({"epochs": {"value": 3}}, lambda c: c.epochs == 3),
-    ({"optimizer": {"values": ["nesterov", "adam"]}}, lambda c: c.optimizer in ("nag", "adam")),
-    ({"num_layers": {"min": 2, "max": 4}}, lambda c: c.num_layers in (2, 3, 4)),
-    ({"num_layers": {"distribution": "int_uniform", "min": 0, "max": 1}}, lambda c: c.num_layers in (0, 1)),
-    ({"momentum": {"min": 0.5, "max": 0.9}}, lambda c: 0.5 <= c.momentum <= 0.9),
-    ({"momentum": {"distribution": "uniform", "min": 0, "max": 0.9}}, lambda c: 0 <= c.momentum <= 0.9),
-    (
-        {LR: {"distribution": "log_uniform", "min": -7, "max": -2}},
-        lambda c: math.exp(-7) <= c.learning_rate <= math.exp(-2),
-    ),
-    ({LR: {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1}}, lambda c: 0.001 <= c.learning_rate <= 0.1),
-    (
-        {"batch_size": {"distribution": "q_uniform", "min": 8, "max": 64, "q": 8}},
-        lambda c: c.batch_size in range(8, 65, 8),
-    ),
-    ({"epochs": {"distribution": "q_uniform", "min": 1.5, "max": 4}}, lambda c: c.epochs in (2, 3, 4)),
-    (
-        {"batch_size": {"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8}},
-        lambda c: c.batch_size in range(8, 65, 8),
-    ),
-    (
-        {"momentum": {"distribution": "q_uniform", "min": 0.2, "max": 0.8, "q": 0.2}},
-        lambda c: any(math.isclose(c.momentum, x) for x in (0.2, 0.4, 0.6, 0.8)),
-    ),
-]
-
-
-@pytest.mark.parametrize("parameters, right", GOOD, ids=[next(iter(p)) + str(i) for i, (p, _) in enumerate(GOOD)])
-@pytest.mark.parametrize("method", ["random", "bayes"])
-def test_every_distribution_that_is_taken_is_drawn_within_its_bounds(parameters, right, method, write):
-    given = lib.sweepfile.read_sweep(write(definition(method=method, parameters=parameters)))
-    seen = {given.config(lib.sweepfile.suggest(given, [None] * n if method == "random" else [], n)) for n in range(30)}
-    assert all(map(right, seen)) and (len(seen) > 1 or "value" in parameters[next(iter(parameters))])
-    logarithmic = "log" in parameters[next(iter(parameters))].get("distribution", "")
-    if logarithmic and LR in parameters:
-        assert 0.2 < np.mean([one.learning_rate < 0.01 for one in seen]) < 0.8
-
-
-def test_a_seed_and_a_number_decide_what_is_drawn(write):
-    given = lib.sweepfile.read_sweep(write(definition()))
-    draws = [[json.dumps(lib.sweepfile.suggest(given, [None] * n, seed)) for n in range(20)] for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2] and len(set(draws[0] + draws[2])) == 40
-
-
-def test_bayes_learns_from_the_trials_before_it(write):
-    parameters = {LR: {"min": 0.0001, "max": 1.0}, "optimizer": {"values": ["sgd", "adam"]}}
-    given = lib.sweepfile.read_sweep(write(definition(method="bayes", parameters=parameters)))
-    trials = []
-    for _ in range(40):
-        params = lib.sweepfile.suggest(given, trials, 0)
-        value = (params["optimizer"] == "adam") - abs(params[LR] - 0.3)
-        if params["optimizer"] == "sgd" and params[LR] > 0.5:  # not finite: told as pruned without a value
-            one = optuna.trial.create_trial(
-                state=optuna.trial.TrialState.PRUNED, params=params, distributions=given.space
-            )
-        else:
-            one = optuna.trial.create_trial(value=value, params=params, distributions=given.space)
-        trials.append(one)
-    late = trials[20:]
-    assert np.mean([one.params["optimizer"] == "adam" for one in late]) > 0.7
-    assert np.median([abs(one.params[LR] - 0.3) for one in late]) < 0.15
-
-
-def test_the_grid_is_walked_whole_each_point_once(write):
-    parameters = {"epochs": {"value": 2}, "num_layers": {"min": 1, "max": 3}, "optimizer": {"values": ["sgd", "adam"]}}
-    given = lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=None)))
-    assert given.count == 6
-    seen = {given.config(lib.sweepfile.suggest(given, [None] * n, 0)) for n in range(6)}
-    assert seen == {Config(epochs=2, num_layers=n, optimizer=o) for n in (1, 2, 3) for o in ("sgd", "adam")}
-    assert lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=4))).count == 4
-    assert lib.sweepfile.read_sweep(write(definition(method="grid", parameters=parameters, run_cap=99))).count == 6
-
-
-@pytest.mark.parametrize("name", ["random", "bayes", "grid"])
-def test_our_files_are_what_a_stock_agent_runs(name):
-    from wandb.sdk.launch.sweeps import utils
-
-    path = ROOT / "sweeps" / f"{name}.yaml"
-    given = lib.sweepfile.read_sweep(path)
-    assert utils.load_sweep_config(str(path))["name"] == name == given.definition["method"] == given.name
-    assert given.metric == "val_accuracy" and given.sign == 1
-    for n in range(20):
-        config = given.config(lib.sweepfile.suggest(given, [None] * n if name != "bayes" else [], n))
-        args = {key: {"value": getattr(config, key)} for key in given.space}
-        argv = utils.create_sweep_command_args({"args": args})["args"]  # as the agent calls train.py
-        assert train.read_config(train.parse(argv)) == config
-
-
-def test_our_spaces():
-    course = {
-        "epochs": {10}, "num_layers": {3, 4, 5}, "hidden_size": {32, 64, 128}, "weight_decay": {0, 0.0005, 0.5},
-        "learning_rate": {1e-3, 1e-4}, "optimizer": set(helpers.OPTIMIZERS), "batch_size": {16, 32, 64},
-        "weight_init": {"random", "Xavier"}, "activation": {"sigmoid", "tanh", "ReLU"},
-    }  # fmt: skip
-    grid, random, bayes = (
-        lib.sweepfile.read_sweep(ROOT / "sweeps" / f"{name}.yaml") for name in ("grid", "random", "bayes")
-    )
-    assert {name: set(lib.sweepfile.choices(one)) for name, one in grid.space.items()} == course
-    assert 2 * grid.count == 11_664 and random.count == 100 and bayes.count == 50 and bayes.bands
-    for name in set(course) - {"learning_rate", "epochs"}:
-        assert course[name] < set(lib.sweepfile.choices(random.space[name])) or course[name] == set(
-            lib.sweepfile.choices(random.space[name])
-        )
-    assert random.space["learning_rate"].log and random.space["learning_rate"].low == 1e-4
-
-
-BANDS = [
-    ({"min_iter": 3}, [3, 9, 27]),
-    ({"min_iter": 2, "eta": 2}, [2, 4, 8, 16]),
-    ({"max_iter": 27, "s": 2}, [9, 3]),
-    ({"max_iter": 27, "s": 9}, [9, 3, 1]),
-]
-
-
-@pytest.mark.parametrize("keys, bands", BANDS)
-def test_the_epochs_at_which_hyperband_looks(keys, bands, write):
-    given = lib.sweepfile.read_sweep(write(definition(early_terminate={"type": "hyperband", **keys})))
-    assert given.bands[: len(bands)] == bands and (len(given.bands) == len(bands) or "min_iter" in keys)
 
 
 # --------------------------------------------------------------------------------------------------------------- ledger

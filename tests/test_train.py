@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import helpers
+import lib.cli
 import lib.dataset
 import lib.tracking
 import train
@@ -155,6 +156,23 @@ def test_defaults_are_those_of_config(run):
     assert {f.name: result[f.name] for f in fields(helpers.Config)} == asdict(helpers.Config())
 
 
+def test_defaults_are_the_documented_ones():
+    """Those of the best validation accuracy found; the rest are the customary ones."""
+    assert asdict(helpers.Config()) == {
+        "dataset": "fashion_mnist", "epochs": 20, "batch_size": 128, "loss": "cross_entropy", "optimizer": "adam",
+        "learning_rate": 4.22e-4, "momentum": 0.9, "beta": 0.9, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+        "weight_decay": 7.69e-6, "weight_init": "random", "num_layers": 4, "hidden_size": 256, "activation": "ReLU",
+        "seed": 0,
+    }  # fmt: skip
+    assert lib.tracking.PROJECT == "CS6910_Assignment_1"
+
+
+@pytest.mark.parametrize("argv", [["-sz", "256", "128"], ["-sz", "256,128"], ["--hidden_size=[256, 128]"]])
+def test_a_width_for_each_layer(argv):
+    assert train.parse([*argv, "-e", "3"]).keys() == {"hidden_size", "epochs"}
+    assert lib.cli.widths(train.parse(argv)["hidden_size"]) == (256, 128)
+
+
 def test_short_and_long_flags_agree(run):
     shorts = [text for short, value in COURSE.values() for text in (f"-{short}", value)]
     longs = [text for name, (_, value) in COURSE.items() for text in (f"--{name}", value)]
@@ -253,11 +271,9 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-w_d", "inf"], "--weight_decay is inf; allowed: a number in [0, "),
     (["-nhl", "-1"], "--num_layers is -1; allowed: a whole number in [0, "),
     (["-sz", "0"], "--hidden_size is 0; allowed: a whole number in [1, "),
-    (["-sz", "32,64"], "--hidden_size is '32,64'; allowed: a whole number in [1, "),
+    (["-sz", "32,x"], "--hidden_size is '32,x'; allowed: a whole number in [1, "),
+    (["-sz", "32", "x"], "'x' is not a flag; allowed: "),
     (["--seed", "-1"], "--seed is -1; allowed: a whole number in [0, inf)"),
-    (["-o", "SGD"], "--optimizer is 'SGD'; allowed: sgd, momentum, nag, rmsprop, adam, nadam"),
-    (["-a", "relu"], "--activation is 'relu'; allowed: identity, sigmoid, tanh, ReLU"),
-    (["-w_i", "xavier"], "--weight_init is 'xavier'; allowed: random, Xavier, He"),
     (["-lr"], "-lr is given no value; allowed: a number in (0, "),
     (["-lr", "-e", "3"], "-lr is given no value; allowed: a number in (0, "),
     (["--epochs="], "--epochs is given no value; allowed: a whole number in [1, "),
@@ -280,12 +296,18 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
         ["--save", "missing/n.npz"],
         "--save is 'missing/n.npz', which cannot be written: No such file or directory; allowed: ",
     ),
-    (["--save", "."], "--save is '.', which cannot be written: it is there, and no file; allowed: "),
-    (["--save", "/dev/null"], "--save is '/dev/null', which cannot be written: it is there, and no file; allowed: "),
+    (["--save", "."], "--save is '.', which cannot be written: it exists and is not a regular file; allowed: "),
+    (
+        ["--save", "/dev/null"],
+        "--save is '/dev/null', which cannot be written: it exists and is not a regular file; allowed: ",
+    ),
     (["--save", "/proc/n.npz"], "--save is '/proc/n.npz', which cannot be written: "),  # not even by root
     (["--save", "x" * 300], f"--save is '{'x' * 300}', which cannot be written: File name too long; allowed: "),
     (["--checkpoint", "missing/c.npz"], "--checkpoint is 'missing/c.npz', which cannot be written: "),
-    (["--checkpoint", "/"], "--checkpoint is '/', which cannot be written: it is there, and no file; allowed: "),
+    (
+        ["--checkpoint", "/"],
+        "--checkpoint is '/', which cannot be written: it exists and is not a regular file; allowed: ",
+    ),
     (["--checkpoint", "a.npz", "--save", "./a.npz"], "--save and --checkpoint are both './a.npz'; allowed: two files"),
 ]
 
@@ -344,13 +366,63 @@ def test_too_little_memory(run):
     assert "--hidden_size 10000 with --num_layers 1000" in err[0] and "memory" in err[0] and "allowed" in err[0]
 
 
-def test_a_disk_that_fails_is_one_sentence(run, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device", "n.npz")
+@pytest.mark.parametrize("how", ["a link", "a hard link", "a folder's link"])
+def test_save_and_checkpoint_are_two_files_whatever_they_are_called(run, tmp_path, how):
+    (tmp_path / "folder").mkdir()
+    one, other = tmp_path / "folder" / "one.npz", tmp_path / "other.npz"
+    if how == "a folder's link":
+        (tmp_path / "linked").symlink_to("folder")
+        other = tmp_path / "linked" / "one.npz"
+    elif how == "a link":
+        other.symlink_to(one)
+    else:
+        one.touch()
+        other.hardlink_to(one)
+    status, result, err = run(*SMALL, "--checkpoint", one, "--save", other)
+    assert (status, result, len(err)) == (2, None, 1) and "--save and --checkpoint are both" in err[0]
 
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_for_the_network_costs_neither_result_nor_network(run, monkeypatch, tmp_path):
+    expected, save = run(*SMALL)[1], lib.tracking.save_network
+    monkeypatch.setattr(
+        lib.tracking, "save_network", lambda path, _: full() if tmp_path == path.parent else save(path, _)
+    )
+    status, result, err = run(*SMALL, "--save", "n.npz")
+    assert status == 2 and same(result, expected) and len(err) == 3
+    found = re.fullmatch(
+        f"train.py: --save {tmp_path}/n.npz cannot be written: No space .*; the network is in (.*) instead", err[-1]
+    )
+    helpers.load_network(found[1])
     monkeypatch.setattr(lib.tracking, "save_network", full)
-    status, _, err = run(*SMALL, "--save", "n.npz")
-    assert status == 2 and "No space left" in err[-1] and len(err) == 3
+    status, result, err = run(*SMALL, "--save", "n.npz")
+    assert status == 2 and same(result, expected) and err[-1].endswith("; the network is not saved")
+
+
+def test_a_disk_that_is_full_for_the_checkpoint_is_a_sentence_and_what_it_held_is_kept(run, monkeypatch, tmp_path):
+    argv = [*SMALL, "--checkpoint", "c.npz"]
+    run(*argv, "-e", 1)
+    before = (tmp_path / "c.npz").read_bytes()
+    monkeypatch.setattr(helpers, "save_checkpoint", full)
+    status, result, err = run(*argv)
+    assert (status, result, len(err)) == (2, None, 1) and (tmp_path / "c.npz").read_bytes() == before
+    assert f"--checkpoint {tmp_path}/c.npz cannot be written: No space left on device" in err[0]
+
+
+@pytest.mark.parametrize("redirection, status", [("2>&1 | head -1", 2), ("2>&1 >out | head -1", 0), (">/dev/full", 2)])
+def test_whoever_stops_reading_the_network_is_trained_and_saved(redirection, status, tmp_path):
+    if "/dev/full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    argv = command("-e", 40, "--save", "n.npz", "-nhl", 1, "-sz", 16, "--wandb_mode", "disabled")
+    shell = ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "-", *argv]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
+    assert helpers.load_network(tmp_path / "n.npz").sizes == [784, 16, 10]
+    if ">/dev/full" in redirection:
+        assert json.loads(done.stderr.split("the result: ")[1])["epochs"] == 40
 
 
 # --------------------------------------------------------------------------------------------------------------- result
@@ -374,17 +446,35 @@ def test_result_is_complete_and_agrees_with_helpers(run, tmp_path):
     assert status == 0 and list(result) == [*(f.name for f in fields(helpers.Config)), *OUTCOME]
     config = helpers.Config(**{f.name: result[f.name] for f in fields(helpers.Config)})
     data = tiny_dataset()
-    network, history, stopped = helpers.train(config, data)
+    network, history, stopped = helpers.train(config, data, keep_best=True)
     assert {name: result[name] for name in METRICS} == {name: history[-1][name] for name in METRICS}
     accuracies = [row["val_accuracy"] for row in history]
     assert result["best_val_accuracy"] == max(accuracies) > accuracies[-1]
     assert result["best_epoch"] == 1 + accuracies.index(max(accuracies))
     assert result["stopped"] == stopped
     saved = helpers.load_network(tmp_path / "n.npz")
-    assert np.array_equal(saved.theta, network.theta)  # the last epoch's, not the best
+    assert np.array_equal(saved.theta, network.theta)  # of the best epoch, not of the last
     assert result["test_accuracy"] == helpers.evaluate(network, data.x_test, data.y_test)[1]
     assert 0 < result["seconds"] < 60 and 600 * 6 / result["seconds"] < result["samples_per_second"] < 1e8
     assert len(err) == 6 and all(f"epoch {i}/6" in line and "val_accuracy" in line for i, line in enumerate(err, 1))
+
+
+def test_the_best_epoch_is_the_first_of_equals_and_its_network_is_saved_before_it_is_tested(run, monkeypatch, tmp_path):
+    def history(config, data, on_epoch, **options):
+        assert options["keep_best"]
+        rows = [{name: 0.5 for name in METRICS} | {"val_accuracy": a} for a in (0.1, 0.7, 0.7, 0.2)]
+        rows = [row | {"epoch": n, "seconds": 1.0, "step_seconds": 1.0} for n, row in enumerate(rows, 1)]
+        return helpers.Training(helpers.Network([784, 9, 10]), rows, "enough")
+
+    def predict(network, x):
+        assert (tmp_path / "n.npz").exists()
+        return np.eye(10)[np.zeros(len(x), int)]
+
+    monkeypatch.setattr(lib.tracking, "train", history)
+    monkeypatch.setattr(helpers.Network, "predict", predict)
+    status, result, _ = run("--save", "n.npz")
+    assert status == 0 and (result["best_epoch"], result["best_val_accuracy"], result["val_accuracy"]) == (2, 0.7, 0.2)
+    assert result["seconds"] == 4 and result["samples_per_second"] == 600
 
 
 def test_the_test_set_stays_closed_unless_asked(monkeypatch):
@@ -532,6 +622,15 @@ def test_what_wandb_tells_its_log_alone_is_said_without_addresses(run, fake_wand
     assert len(run(*SMALL, mode="offline")[2]) == 2  # such a run is not meant to be uploaded now
 
 
+def test_a_log_of_wandb_that_is_cut_short_or_not_text_is_no_trouble(fake_wandb):
+    fake_wandb.settings.log_internal.write_bytes(b'{"level": "INFO", "msg": "\xc3\x81gnes \xff"}\n[1]\n{"level": "ERR')
+    train.check_upload(fake_wandb)
+    with fake_wandb.settings.log_internal.open("ab") as file:
+        file.write('\n{"level": "ERROR", "msg": "Ágnes"}\n'.encode())
+    with pytest.raises(RuntimeError, match="Ágnes"):
+        train.check_upload(fake_wandb)
+
+
 def test_a_stop_of_wandb_ends_the_training_after_its_epoch(run, fake_wandb):
     keep = fake_wandb.log
     fake_wandb.log = lambda row, step: keep(row, step) or fake_wandb.inits[0]["settings"]["stop_fn"]()
@@ -556,10 +655,10 @@ def test_a_failed_training_is_a_failed_run(run, fake_wandb):
 
 def test_group_and_name_reach_wandb(fake_wandb):
     lib.tracking.train_and_log(
-        helpers.Config(epochs=1), tiny_dataset(), mode="offline", group="bayes", name="me", project="p", test=False
+        helpers.Config(epochs=1), tiny_dataset(), mode="offline", group="bayes", name="me", run_id="t-1", test=False
     )
     about = fake_wandb.inits[0]
-    assert (about["group"], about["name"], about["project"]) == ("bayes", "me", "p")
+    assert (about["group"], about["name"], about["id"]) == ("bayes", "me", "t-1")
     assert about["reinit"] == "create_new"  # W&B's default hands back a run that is still open
     assert len(fake_wandb.rows) == 1 and "samples" not in fake_wandb.rows[0][1]
 
@@ -601,7 +700,7 @@ def test_offline_run_holds_everything_and_leaks_no_key(tmp_path):
     assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
     counts = {(NAMES.index(a), NAMES.index(p)): n for a, p, n in table["data"]}
     config = helpers.Config(**config)
-    network, _, _ = helpers.train(config, data)
+    network, _, _ = helpers.train(config, data, keep_best=True)
     y_hat = network.predict(data.x_test).argmax(axis=1)
     assert counts == {(i, j): np.sum((data.y_test == i) & (y_hat == j)) for i in range(10) for j in range(10)}
     assert "confusion_matrix/v1" in json.dumps(found.config["_wandb/visualize/confusion_matrix"])
@@ -660,6 +759,23 @@ def test_default_mode_asks_for_a_key_and_no_network(tmp_path, netrc, env, mode, 
     assert found == mode and float(seconds) < 10
     assert done.stderr.count("\n") == bool(said) and said in done.stderr
     assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("key", [{}, {"WANDB_API_KEY": KEY}])
+def test_wandb_disabled_is_obeyed_with_and_without_a_key(tmp_path, key):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")  # what `wandb disabled` writes
+    status, out, err = process(*SMALL, WANDB_BASE_URL="http://127.0.0.1:9", **key)
+    assert status == 0 and json.loads(out)["test_accuracy"] and len(err.splitlines()) == 2
+    assert not list(tmp_path.glob("wandb/*run*"))
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = online\n")
+    assert "no W&B key" in process(*SMALL)[2]
+
+
+def test_a_home_that_cannot_be_written_is_no_trouble(tmp_path):
+    status, _, err = process(*SMALL, "--wandb_mode", "offline", HOME="/proc/none")
+    assert status == 0 and len(err.splitlines()) == 2
+    assert read_wandb(tmp_path).exit_code == 0
 
 
 def test_mode_of_the_environment_and_of_the_flag(run, monkeypatch, fake_wandb):

@@ -99,7 +99,7 @@ def test_login_then_train_logs_what_is_documented(server, tmp_path):
         logged = {name for name in row if not name.startswith("_")}
         assert logged == {"epoch", *METRICS} | (extra if row is rows[-1] else set())
     config = helpers.Config(**config_of(run))
-    network, history, _ = helpers.train(config, tiny_dataset())
+    network, history, _ = helpers.train(config, tiny_dataset(), keep_best=True)
     assert [[row[name] for name in METRICS] for row in rows] == [[row[name] for name in METRICS] for row in history]
     assert {name: run.summary[name] for name in OUTCOME} == {name: result[name] for name in OUTCOME}
     assert (run.state, run.exit_code) == ("finished", 0)

@@ -1,0 +1,163 @@
+"""lib/cli.py: what every command line says, prints and ends with."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from helpers import InputError
+from lib import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ["train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "wandb_report.py"]
+
+
+@pytest.fixture
+def ended(capsys):
+    """Answer with what `work` does: (status, standard output, standard error)."""
+
+    def call(work, argv=()):
+        status = cli.answer("some.py", "the help", list(argv), work, "and so on")
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def raising(error):
+    """Work that fails."""
+
+    def work(argv):
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "outcome, status",
+    [
+        ({"a": 1}, 0),
+        ({"agrees": True}, 0),
+        ({"agrees": False}, 1),
+        ({"train_loss": 0.0}, 0),
+        ({"train_loss": None}, 1),
+    ],
+)
+def test_status_1_means_not_reproduced_or_not_finite(ended, outcome, status):
+    found, out, err = ended(lambda argv: outcome)
+    assert (found, json.loads(out), err) == (status, outcome, "")
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (InputError("it is\n wrong"), 2, "some.py: it is wrong"),
+        (OSError(28, "No space left on device", "a.csv"), 2, "some.py: [Errno 28] No space left on device: 'a.csv'"),
+        (MemoryError(), 2, "some.py: there is not enough memory"),
+        (KeyboardInterrupt(), 130, "some.py: interrupted; and so on"),
+    ],
+)
+def test_an_end_is_one_sentence_and_its_status(ended, error, status, said):
+    assert ended(raising(error)) == (status, "", f"{said}\n")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError("x"), RecursionError("x"), AssertionError("x")])
+def test_a_mistake_of_ours_is_a_traceback_and_never_status_1(ended, error):
+    status, out, err = ended(raising(error))
+    assert (status, out) == (3, "") and err.startswith("Traceback") and type(error).__name__ in err
+
+
+def test_a_result_outlives_the_file_that_was_to_hold_it(ended):
+    assert ended(raising(cli.Unsaved("--save is full", {"a": 1}))) == (2, '{"a": 1}\n', "some.py: --save is full\n")
+
+
+def test_json_has_no_nan(ended):
+    given = {"a": math.nan, "b": [1.5, -math.inf, (math.inf,)], "c": {"d": math.nan}}
+    assert json.loads(ended(lambda argv: given)[1]) == {"a": None, "b": [1.5, None, [None]], "c": {"d": None}}
+
+
+def test_a_text_is_printed_as_it_is_and_help_without_work(ended):
+    assert ended(lambda argv: "https://a.b") == (0, "https://a.b\n", "")
+    assert ended(raising(KeyError()), ["x", "--help"]) == ended(raising(KeyError()), ["-h"]) == (0, "the help\n", "")
+
+
+@pytest.mark.parametrize("text", ["²", "٣", "-1", "1.0", "", "1_0", " 1", "9" * 19, "x"])
+def test_what_is_not_a_few_digits_is_not_a_number(text):
+    with pytest.raises(InputError, match="ROW is .*; allowed: a whole number from 0"):
+        cli.number("ROW", text)
+    assert cli.number("ROW", "017") == 17
+
+
+@pytest.mark.parametrize(
+    "text, right",
+    [("64", 64), ("256 128", (256, 128)), ("256,128", (256, 128)), ("[256, 128]", (256, 128)), ("(64,)", None)],
+)
+def test_widths(text, right):
+    if right:
+        assert cli.widths(text) == right
+    else:
+        with pytest.raises(ValueError):
+            cli.widths("64,x")
+
+
+# ----------------------------------------------------------------------------------------------- in a process of its own
+
+CODE = "import sys; sys.path.insert(0, sys.argv[1]); from lib.cli import answer, say; "
+CODE += "sys.exit(answer('some.py', 'help', sys.argv[2:], lambda argv: say('working', 'some.py') or {'a': 1}))"
+
+
+def shell(redirection, *argv, code=CODE):
+    """Run that in a shell with this redirection: (status of the first command, standard output, standard error)."""
+    command = ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "-", sys.executable, "-c", code, str(ROOT)]
+    done = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_for_standard_output_is_a_sentence_with_the_result():
+    status, _, err = shell("> /dev/full")
+    assert status == 2 and err.splitlines()[0] == "some.py: working"
+    sentence = 'some.py: standard output cannot be written: No space left on device; the result: {"a": 1}'
+    assert err.splitlines()[1:] == [sentence]
+    assert shell("> /dev/full", "--help")[::2] == (2, sentence.split("; the")[0] + "\n")
+    assert shell("2> /dev/full") == (0, '{"a": 1}\n', "")
+
+
+@pytest.mark.parametrize("redirection, status, out", [(">&-", 2, ""), ("2>&-", 0, '{"a": 1}\n'), ("2>&- >&-", 2, "")])
+def test_a_closed_standard_stream(redirection, status, out):
+    found = shell(redirection)
+    assert found[:2] == (status, out) and found[2].count("\n") == (0 if "2>&-" in redirection else 2)
+
+
+def test_a_reader_that_goes_away():
+    assert shell("| true", code=f"import time; time.sleep(0.3); {CODE}")[0] == 2  # nobody has got the result
+    assert shell("2>&1 >/dev/null | true", code=f"import time; time.sleep(0.3); {CODE}") == (0, "", "")
+
+
+def test_ctrl_c_while_importing_is_a_sentence_and_130():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import lib.cli, time; print('ready', flush=True); time.sleep(60)"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  background jobs are started deaf to it
+    with subprocess.Popen([sys.executable, "-c", code], preexec_fn=heed, **pipes) as running:
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=30) == ("", "-c: interrupted\n") and running.returncode == 130
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb_workspaces
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_says_what_a_status_means(name, capsys):
+    assert import_module(name.removesuffix(".py")).main(["x", "-h"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(cli.describe(name)) and re.search(r"Exit\s+status: 0", out) and not err
+    assert out.isascii(), "a terminal that is not UTF-8 cannot print it"
+
+
+def test_help_is_there_without_docstrings():
+    done = subprocess.run([sys.executable, "-OO", ROOT / "train.py", "-h"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(cli.describe("train.py"))
