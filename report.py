@@ -5,111 +5,27 @@
 
 import argparse
 import contextlib
-import copy
-import datetime
-import os
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-import nbformat
 
-from helpers import write_atomically
-from lib.export import kernel, literals
-from lib.export.exporter import PageExporter, TypstPDFExporter
+def __getattr__(name):
+    """Give nbconvert the exporters, and nobody else their imports, which take a second or two."""
+    from lib.export import exporter
 
-__all__ = ["PageExporter", "TypstPDFExporter"]  # for nbconvert's --to
-
-
-def execute(nb, folder, profile, figures):
-    """Run every cell in `folder`, save the figures in `figures`, and write the values that the text states."""
-    expressions = literals.expressions(nb)
-    with kernel.running(nb, folder, REPORT_PROFILE=profile, REPORT_FIGURES=str(figures)) as client:
-        kernel.run_cells(client, lambda cell: True)
-        values = kernel.evaluate(client, expressions)
-    literals.fill(nb, values)
-    nb.metadata["date"] = datetime.date.today().isoformat()
-
-
-def check(nb, folder):
-    """Return a sentence for each value or number in the text that is not what the stored tables say.
-
-    Only the cells with the tag `setup` are run; the expressions may use what these make.
-    """
-    nb = copy.deepcopy(nb)
-    with kernel.running(nb, folder) as client:
-        kernel.run_cells(client, lambda cell: "setup" in cell.metadata.get("tags", []), progress=False)
-        values = kernel.evaluate(client, literals.expressions(nb))
-    return literals.fill(nb, values) + literals.number(nb)
+    return getattr(exporter, name)
 
 
 def write(path, data):
     """Write a file by way of a rename, so that an interrupted run leaves the old one whole."""
+    from lib.export.make import write_all
+
     write_all({path: data})
-
-
-def write_all(files):
-    """Write {path: bytes}: first all beside the old files, then rename; a full disk leaves the old files as they were."""
-    with contextlib.ExitStack() as stack:
-        for path, data in files.items():
-            try:
-                path.parent.mkdir(exist_ok=True)
-                file = stack.enter_context(write_atomically(path))
-                file.write(data)
-                file.flush()
-            except OSError as error:
-                raise OSError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
-
-
-def read(path):
-    """Return the notebook of a file; raise ValueError for what is none."""
-    try:
-        nb = nbformat.read(path, as_version=4)
-        nbformat.validate(nb)
-    except Exception as error:  # no file, not JSON, not a notebook: nbformat has an exception for each
-        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    return nb
-
-
-def export(nb, folder, stem, figures):
-    """Return {suffix: (bytes, seconds)} of the notebook, its PDF and its HTML."""
-    resources = {"metadata": {"path": str(folder), "name": stem}}
-    exporters = {
-        ".ipynb": lambda: nbformat.writes(nb) + "\n",
-        ".pdf": lambda: TypstPDFExporter(figures=str(figures)).from_notebook_node(nb, resources)[0],
-        ".html": lambda: PageExporter().from_notebook_node(nb, resources)[0],
-    }
-    made = {}
-    for suffix, exporter in exporters.items():
-        start = time.perf_counter()
-        data = exporter()
-        made[suffix] = (data if isinstance(data, bytes) else data.encode(), time.perf_counter() - start)
-    return made
-
-
-def make(nb, args):
-    """Execute the notebook if asked to, export it and write all files."""
-    folder = args.notebook.resolve().parent
-    output = args.output_dir or args.notebook.parent
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = folder / "figures"
-        if not args.no_execute:
-            figures = Path(scratch)
-            execute(nb, folder, args.profile, figures)
-        literals.number(nb)
-        made = export(nb, folder, args.notebook.stem, figures)
-        files = {output / (args.notebook.stem + suffix): data for suffix, (data, _) in made.items()}
-        drawn = {path: path.read_bytes() for path in Path(scratch).rglob("*") if path.is_file()}
-        write_all(files | {output / "figures" / path.relative_to(scratch): data for path, data in drawn.items()})
-    for (path, data), (_, seconds) in zip(files.items(), made.values()):
-        print(f"{path}  {len(data) / 1e6:.2f} MB  {seconds:.1f} s")
 
 
 def parse(argv):
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Execute the notebook; write it, its PDF, its HTML and its figures.")
     parser.add_argument("notebook", nargs="?", type=Path, default=Path("assignment1.ipynb"))
     parser.add_argument("--no-execute", action="store_true", help="export the outputs that the notebook already has")
     parser.add_argument("--profile", choices=("quick", "full"), default="full", help="REPORT_PROFILE for the cells")
@@ -118,28 +34,40 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def work(args):
+    """Make the report or check it; return the exit status."""
+    from lib.export import make  # here, so that Ctrl-C while it is imported ends in a sentence, too
+
+    notebook = make.read(args.notebook)
+    if not args.check:
+        make.make(notebook, args)
+        return 0
+    wrong = make.check(notebook, args.notebook.resolve().parent)
+    print("\n".join(wrong) or "every number in the text is that of the tables")
+    return 1 if wrong else 0
+
+
 def main(argv=None):
-    """Execute the notebook, then write it, its PDF and its HTML; return the exit status."""
+    """Execute the notebook, then write it, its PDF and its HTML; return the exit status.
+
+    0 done, 1 it cannot be made or a number is wrong, 2 what is given cannot be used, 130 interrupted.
+    """
     args = parse(argv)
     try:
-        nb = read(args.notebook)
-        if args.check:
-            wrong = check(nb, args.notebook.resolve().parent)
-            print("\n".join(wrong) or "every number in the text is that of the tables")
-            return bool(wrong)
-        make(nb, args)
+        status = work(args)
         sys.stdout.flush()
-    except ValueError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, OSError) as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 1
+        return status
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"report.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print("report.py: interrupted; no file has changed", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the locale has no letters for
+    status = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.close()  # what a full disk or a reader who has gone did not take is said already
+    sys.exit(status)

@@ -116,7 +116,9 @@ class TypstPDFExporter(PandocExporter):
         source.write_text((HERE / "preamble.typ").read_text(encoding="utf-8") + body, encoding="utf-8")
         inputs = {"metadata": json.dumps(metadata | day(metadata))}
         try:
-            return typst.compile(source, format="pdf", ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1")
+            return typst.compile(
+                source, format="pdf", ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1"
+            )
         except typst.TypstError as error:  # its message names no place, the diagnostic shows the line
             raise RuntimeError(f"Typst cannot set this:\n{error.diagnostic}") from None
 
@@ -136,7 +138,12 @@ class PageExporter(PandocExporter):
         shown = {"title": metadata["title"], "author": [author["name"] for author in metadata.get("authors", [])]}
         shown |= {name: metadata[name] for name in ("date", "abstract") if name in metadata}
         Path(scratch, "metadata.json").write_text(json.dumps(shown), encoding="utf-8")
-        options = [*options, "--metadata-file=metadata.json", f"--template={HERE / 'page.html'}", f"--css={HERE / 'page.css'}"]
+        options = [
+            *options,
+            "--metadata-file=metadata.json",
+            f"--template={HERE / 'page.html'}",
+            f"--css={HERE / 'page.css'}",
+        ]
         options += ["--standalone", "--embed-resources", "--mathml", "--toc", "--toc-depth=3", "--section-divs"]
         page = pypandoc.convert_text(markdown, "html5", READER, options, cworkdir=scratch, verify_format=False)
         return re.sub(r"<annotation encoding=\"application/x-tex\">.*?</annotation>", "", page, flags=re.S)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_core.utils import run_sync
+from jupyter_core.utils import ensure_event_loop, run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.filters import strip_ansi
@@ -44,8 +44,15 @@ def running(nb, folder, **variables):
         )
         resources = {"metadata": {"path": str(folder)}}
         client = NotebookClient(nb, km=kernel, timeout=None, record_timing=False, resources=resources)
-        with client.setup_kernel(cleanup_kc=True, env=environment(scratch, **variables)):
-            yield client
+        try:
+            client.start_new_kernel(env=environment(scratch, **variables), cwd=str(folder))
+            client.start_new_kernel_client()
+            yield client  # not in client.setup_kernel, which answers Ctrl-C with a traceback
+        finally:
+            ensure_event_loop().set_exception_handler(lambda *_: None)  # for what waited for an answer of this kernel
+            if client.kc:
+                client.kc.stop_channels()
+            run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def run_cells(client, chosen, progress=True):

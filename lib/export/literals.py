@@ -15,6 +15,8 @@ What stands in code spans and code blocks is left alone.
 
 import re
 
+from helpers import InputError
+
 NAME = "[a-z0-9_-]+"
 CODE = r"(?<!`)(?P<ticks>`++).+?(?<!`)(?P=ticks)(?!`)"
 VALUE = r"""(?:<!--:-->(?P<marked>(?:(?!<!--).)*?)|(?P<run>[^ \t\n*_|(\["$>`]*))<!--=(?P<expression>.*?)-->"""
@@ -39,7 +41,7 @@ def texts(nb):
 
 
 def expressions(nb):
-    """Return {expression: place} of the checked values of all Markdown cells; raise ValueError for a malformed one."""
+    """Return {expression: place} of the checked values of all Markdown cells; raise InputError for a malformed one."""
     found = {}
 
     def note(match):
@@ -47,11 +49,11 @@ def expressions(nb):
         value = match["run"] if match["marked"] is None else match["marked"]
         line = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]
         if not value.strip():
-            raise ValueError(f"{place}: no value stands before <!--= {expression} -->; write ? there")
+            raise InputError(f"{place}: no value stands before <!--= {expression} -->; write ? there")
         if match["marked"] is not None and not line.strip():
-            raise ValueError(f"{place}: <!--:--> begins a line; write a word before it")
+            raise InputError(f"{place}: <!--:--> begins a line; write a word before it")
         if "--" in expression:
-            raise ValueError(f"{place}: {expression} contains --, which ends an HTML comment")
+            raise InputError(f"{place}: {expression} contains --, which ends an HTML comment")
         found.setdefault(expression, place)
         return match[0]
 
@@ -82,14 +84,14 @@ def fill(nb, values):
 def number(nb):
     """Number the captions in their order and write the numbers into the references; return a sentence for each change.
 
-    Raises ValueError for a name that two captions have, or none.
+    Raises InputError for a name that two captions have, or none.
     """
     places, counts, changes = {}, {"Figure": 0, "Table": 0}, []
 
     def count(match):
         kind, name = match["kind"], match["name"]
         if name in places:
-            raise ValueError(f"{place}: two captions have the name {name}")
+            raise InputError(f"{place}: two captions have the name {name}")
         counts[kind] += 1
         places[name] = (kind, counts[kind])
         return f"**{kind} {counts[kind]}.**<!--#{name}-->"
@@ -98,7 +100,7 @@ def number(nb):
         name = match["name"]
         kind, rank = places.get(name, (None, None))
         if kind is None or match["word"] not in (None, kind):
-            raise ValueError(f"{place}: no caption of a {match['word'] or 'figure or table'} has the name {name}")
+            raise InputError(f"{place}: no caption of a {match['word'] or 'figure or table'} has the name {name}")
         return re.sub(r"(\d+|\?)<!--@", f"{rank}<!--@", match[0])
 
     for pattern, function in (CAPTION, count), (REFERENCE, refer):
