@@ -50,7 +50,7 @@ def same_picture(path, encoded):
 
 
 class PandocExporter(Exporter):
-    """Turn a notebook into Markdown, and that into a document by pandoc; title, authors, date, abstract are metadata."""
+    """Turn a notebook into Markdown, and that into a document (pandoc); title, authors, date, abstract are metadata."""
 
     figures = Unicode("figures", help="folder of the vector figures, from the notebook's").tag(config=True)
     kinds = ("text/html", "text/markdown", "text/latex", "image/png", "image/jpeg", "image/svg+xml", "text/plain")

@@ -56,7 +56,7 @@ def running(nb, folder, **variables):
 
 
 def run_cells(client, chosen, progress=True):
-    """Run the code cells of the client's notebook for which chosen(cell) holds; raise RuntimeError for one that fails."""
+    """Run the code cells of the notebook for which chosen(cell) holds; raise RuntimeError for one that fails."""
     code = [(index, cell) for index, cell in enumerate(client.nb.cells) if cell.cell_type == "code" and chosen(cell)]
     for number, (index, cell) in enumerate(tqdm(code, "Executing", unit="cell", disable=not progress), 1):
         cell.metadata.pop("execution", None)  # the times that an earlier run recorded

@@ -2,12 +2,13 @@
 
 All forms are Markdown with HTML comments, which no viewer shows:
 
-- A checked value: `0.8913<!--= f"{best().mean():.4f}" -->`. The value is the run of characters directly before the comment, up to
-  white space or one of `* _ | ( [ " $ > and the backtick. A value that holds one of these begins with a mark of its own:
-  `<!--:-->0.8913 ± 0.0027<!--= ... -->`. The mark may not begin a line, which Markdown would take for a block of HTML.
-  The expression is Python, its value is shown as `str` writes it, and it may not contain `--`, which ends a comment.
-- A caption: a paragraph `**Figure 3.**<!--#name--> One image of ...` after the picture, `**Table 3.**<!--#name--> ...` before the
-  table, in a Markdown cell or a Markdown output. The number may be missing.
+- A checked value: `0.8913<!--= f"{best().mean():.4f}" -->`. The value is the run of characters directly before the
+  comment, back to white space, a backtick or one of `* _ | ( [ " “ ‘ $ >`. A value that holds one of these begins with a
+  mark: `about <!--:-->0.8913 ± 0.0027<!--= ... -->`. The mark may not begin a line, which Markdown would take for HTML.
+  The expression is Python; the value is what `str` makes of it. It may not contain `--`, which ends a comment, nor, in a
+  row of a table, `|`.
+- A caption: a paragraph `**Figure 3.**<!--#name--> One image of ...` after the picture, `**Table 3.**<!--#name--> ...`
+  before the table, in a Markdown cell or a Markdown output. The number may be missing.
 - A reference: `Figure 3<!--@name-->`. It begins as `Figure ?<!--@name-->`; `number` writes the number.
 
 What stands in code spans and code blocks is left alone.
@@ -19,8 +20,9 @@ from helpers import InputError
 
 NAME = "[a-z0-9_-]+"
 CODE = r"(?<!`)(?P<ticks>`++).+?(?<!`)(?P=ticks)(?!`)"
-VALUE = r"""(?:<!--:-->(?P<marked>(?:(?!<!--).)*?)|(?P<run>[^ \t\n*_|(\["$>`]*))<!--=(?P<expression>.*?)-->"""
-REFERENCE = rf"(?:(?P<word>Figure|Table)s?[ \n\u00a0])?(?P<digits>\d+|\?)<!--@(?P<name>{NAME})-->"
+PLAIN = r"""[^ \t\n*_|(\["“‘$>`]"""
+VALUE = rf"(?P<mark><!--:-->)?(?P<value>(?(mark)(?:(?!<!--).)*?|{PLAIN}*))<!--=(?P<expression>.*?)-->"
+REFERENCE = rf"(?P<text>(?:(?P<kind>Figure|Table)s?[ \n\u00a0])?(?:\d+|\?))<!--@(?P<name>{NAME})-->"
 CAPTION = rf"^\*\*(?P<kind>Figure|Table)(?: (?:\d+|\?))?\.\*\*<!--#(?P<name>{NAME})-->"
 
 
@@ -30,89 +32,89 @@ def replace(pattern, function, text):
     return either.sub(lambda match: match[0] if match["code"] else function(match), text)
 
 
-def texts(nb):
-    """Yield (place, holder, key) of every Markdown text: those of the cells, and those that code has displayed."""
+def rewrite(nb, pattern, function, outputs):
+    """Replace each match by function(place, match) in the Markdown cells, and in Markdown outputs if asked to."""
     for index, cell in enumerate(nb.cells):
+        place = f"cell {index}"
         if cell.cell_type == "markdown":
-            yield f"cell {index}", cell, "source"
-        for output in cell.get("outputs", []):
+            cell.source = replace(pattern, lambda match: function(place, match), cell.source)  # noqa: B023
+        for output in cell.get("outputs", []) if outputs else []:
             if "text/markdown" in output.get("data", {}):
-                yield f"output of cell {index}", output.data, "text/markdown"
+                old = output.data["text/markdown"]
+                output.data["text/markdown"] = replace(pattern, lambda match: function(place, match), old)  # noqa: B023
 
 
 def expressions(nb):
-    """Return {expression: place} of the checked values of all Markdown cells; raise InputError for a malformed one."""
+    """Return {expression: its first place} of the checked values; raise InputError for one that is not well formed."""
     found = {}
 
-    def note(match):
+    def note(place, match):
         expression = match["expression"].strip()
-        value = match["run"] if match["marked"] is None else match["marked"]
-        line = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]
-        if not value.strip():
+        line = match.string[: match.start()].rpartition("\n")[2]
+        if not match["value"].strip():
             raise InputError(f"{place}: no value stands before <!--= {expression} -->; write ? there")
-        if match["marked"] is not None and not line.strip():
-            raise InputError(f"{place}: <!--:--> begins a line; write a word before it")
+        if match["mark"] and not line.strip():
+            raise InputError(f"{place}: <!--:--> begins a line, before {expression}; write a word before it")
         if "--" in expression:
             raise InputError(f"{place}: {expression} contains --, which ends an HTML comment")
+        if line.lstrip().startswith("|") and "|" in expression:
+            raise InputError(f"{place}: {expression} contains |, which ends a cell of the table")
         found.setdefault(expression, place)
         return match[0]
 
-    for place, holder, key in texts(nb):
-        if key == "source":
-            replace(VALUE, note, holder[key])
+    rewrite(nb, VALUE, note, outputs=False)
     return found
 
 
 def fill(nb, values):
-    """Write into the Markdown cells what `values`, {expression: str}, say; return a sentence for each change."""
+    """Write the values of the expressions, {expression: str}, into the Markdown cells; return a sentence per change."""
     changes = []
 
-    def correct(match):
+    def correct(place, match):
         value = values[match["expression"].strip()]
-        old = match["run"] if match["marked"] is None else match["marked"]
-        if old.split() == value.split():
+        if match["value"].split() == value.split():
             return match[0]
-        changes.append(f"{place} says {old}, but {match['expression'].strip()} is {value}")
-        return match[0].replace(old, value, 1)
+        changes.append(f"{place} says {match['value']}, but {match['expression'].strip()} is {value}")
+        mark = match["mark"] or ("" if re.fullmatch(f"{PLAIN}+", value) else "<!--:-->")
+        return f"{mark}{value}<!--={match['expression']}-->"
 
-    for place, holder, key in texts(nb):
-        if key == "source":
-            holder[key] = replace(VALUE, correct, holder[key])
+    rewrite(nb, VALUE, correct, outputs=False)
+    expressions(nb)  # a mark may have come to the beginning of a line
     return changes
 
 
 def number(nb):
-    """Number the captions in their order and write the numbers into the references; return a sentence for each change.
+    """Number the captions in their order, write the numbers into the references; return a sentence per change.
 
     Raises InputError for a name that two captions have, or none.
     """
-    places, counts, changes = {}, {"Figure": 0, "Table": 0}, []
+    known, counts, changes = {}, {"Figure": 0, "Table": 0}, []
 
-    def count(match):
+    def note(place, old, new):
+        if old != new:
+            changes.append(f"{place} says {old.split('<!--')[0]}, not {new.split('<!--')[0]}")
+        return new
+
+    def count(place, match):
         kind, name = match["kind"], match["name"]
-        if name in places:
+        if name in known:
             raise InputError(f"{place}: two captions have the name {name}")
         counts[kind] += 1
-        places[name] = (kind, counts[kind])
-        return f"**{kind} {counts[kind]}.**<!--#{name}-->"
+        known[name] = (kind, counts[kind])
+        return note(place, match[0], f"**{kind} {counts[kind]}.**<!--#{name}-->")
 
-    def refer(match):
-        name = match["name"]
-        kind, rank = places.get(name, (None, None))
-        if kind is None or match["word"] not in (None, kind):
-            raise InputError(f"{place}: no caption of a {match['word'] or 'figure or table'} has the name {name}")
-        return re.sub(r"(\d+|\?)<!--@", f"{rank}<!--@", match[0])
+    def refer(place, match):
+        kind, rank = known.get(match["name"], (None, None))
+        if kind is None or match["kind"] not in (None, kind):
+            raise InputError(f"{place}: no {match['kind'] or 'figure or table'} has a caption named {match['name']}")
+        return note(place, match[0], re.sub(r"(\d+|\?)<!--@", f"{rank}<!--@", match[0]))
 
-    for pattern, function in (CAPTION, count), (REFERENCE, refer):
-        for place, holder, key in texts(nb):
-            new = replace(pattern, function, holder[key])
-            if new != holder[key]:
-                changes.append(f"{place}: numbers of figures or tables have changed")
-            holder[key] = new
+    rewrite(nb, CAPTION, count, outputs=True)
+    rewrite(nb, REFERENCE, refer, outputs=True)
     return changes
 
 
 def plain(text):
     """Return Markdown without the comments of the values, and with the references as links."""
-    text = replace(VALUE, lambda match: match["run"] if match["marked"] is None else match["marked"], text)
-    return replace(REFERENCE, lambda match: f"[{match[0].split('<!--')[0]}](#{match['name']})", text)
+    text = replace(VALUE, lambda match: match["value"], text)
+    return replace(REFERENCE, lambda match: f"[{match['text']}](#{match['name']})", text)

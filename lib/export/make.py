@@ -37,7 +37,7 @@ def check(nb, folder):
 
 
 def write_all(files):
-    """Write {path: bytes}: first all beside the old files, then rename; a full disk leaves the old files as they were."""
+    """Write {path: bytes}: all of it beside the old files, then rename; a full disk leaves the old files alone."""
     with contextlib.ExitStack() as stack:
         for path, data in files.items():
             try:
