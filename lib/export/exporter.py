@@ -73,7 +73,7 @@ class PandocExporter(Exporter):
         literals.number(nb)
         add_vectors(nb, folder / self.figures)
         nb, resources = super().from_notebook_node(nb, resources, **kw)
-        metadata = {"title": resources["metadata"].get("name", "Notebook"), **nb.metadata}
+        metadata = dated({"title": resources["metadata"].get("name", "Notebook"), **nb.metadata})
         markdown = self.markdown(nb)
         # The notebook's own title would repeat the title block.
         markdown = re.sub(rf"\A\s*# {re.escape(metadata['title'])}[ \t]*$", "", markdown, flags=re.M)
@@ -114,7 +114,7 @@ class TypstPDFExporter(PandocExporter):
         body = pypandoc.convert_text(markdown, "typst", READER, options, cworkdir=scratch, verify_format=False)
         source = Path(scratch, "report.typ")
         source.write_text((HERE / "preamble.typ").read_text(encoding="utf-8") + body, encoding="utf-8")
-        inputs = {"metadata": json.dumps(metadata | day(metadata))}
+        inputs = {"metadata": json.dumps(metadata)}
         try:
             return typst.compile(
                 source, format="pdf", ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1"
@@ -149,10 +149,10 @@ class PageExporter(PandocExporter):
         return re.sub(r"<annotation encoding=\"application/x-tex\">.*?</annotation>", "", page, flags=re.S)
 
 
-def day(metadata):
-    """Return {"day": [year, month, day]} if the date of the metadata is one in ISO's form, else {}."""
+def dated(metadata):
+    """Return the metadata with a date in ISO's form written out, and as [year, month, day] in `day` for the PDF."""
     try:
-        found = datetime.date.fromisoformat(metadata.get("date", ""))
+        day = datetime.date.fromisoformat(metadata.get("date", ""))
     except ValueError:
-        return {}
-    return {"day": [found.year, found.month, found.day]}
+        return metadata
+    return metadata | {"date": f"{day.day} {day:%B} {day.year}", "day": [day.year, day.month, day.day]}

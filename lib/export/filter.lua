@@ -41,27 +41,26 @@ local function raw(text)
   return pandoc.RawBlock('typst', text)
 end
 
--- First what is inside: formulas, HTML, pictures.
+-- First the HTML of outputs becomes blocks like others.
 
-local function formula(el)
-  local source = el.text
-  local tag = source:match '\\tag(%b{})'
-  el.text = rewrite(source:gsub('\\tag%b{}', ''), tex_rewrites)
-  local number = tag and '(' .. tag:sub(2, -2) .. ')'
-  if not typst then
-    return number and {el, pandoc.Span(number, {class = 'equation-number'})} or el
+local function flatten(blocks, result)  -- without divisions, and without what pandoc cannot read, such as styles
+  for _, block in ipairs(blocks) do
+    if block.t == 'Div' then
+      flatten(block.content, result)
+    elseif block.t ~= 'Plain' then
+      result:insert(block)
+    elseif block.content:find_if(function(inline) return inline.t ~= 'Space' and inline.t ~= 'SoftBreak' end) then
+      result:insert(pandoc.Para(block.content))
+    end
   end
-  local text = rewrite(pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, 'typst'), typst_rewrites)
-  local numbering = number and 'numbering: _ => [' .. number .. '], ' or ''
-  return pandoc.RawInline('typst', '#[#set math.equation(' .. numbering .. 'alt: ' .. quoted(source) .. ')\n' .. text .. ']')
+  return result
 end
 
 local first = {
-  Math = formula,
   RawBlock = function(el)
     if el.format ~= 'html' then return end
     local blocks = pandoc.read(el.text, 'html+tex_math_dollars').blocks
-    return blocks:map(function(block) return block.t == 'Plain' and pandoc.Para(block.content) or block end)
+    return flatten(blocks:walk {RawInline = function() return {} end}, pandoc.Blocks{})
   end,
   RawInline = function(el)
     if el.format ~= 'html' or el.text:find '^<!%-%-#' then return end
@@ -137,7 +136,7 @@ local function caption_of(block, kind)  -- the inlines and the name of a caption
   local head = block and block.t == 'Para' and block.content[1]
   if not head or head.t ~= 'Strong' or not pandoc.utils.stringify(head):find('^' .. kind .. '[ %d?]*%.$') then return end
   local inlines, name = block.content:clone(), ''
-  if #inlines > 1 and inlines[2].t == 'RawInline' then name = inlines:remove(2).text:match '#([%w_-]+)' end
+  if #inlines > 1 and inlines[2].t == 'RawInline' then name = inlines:remove(2).text:match '#(.-)%-%->' end
   return inlines, name
 end
 
@@ -148,7 +147,10 @@ local function picture_of(block)
 end
 
 local function figure(image, caption, name)
-  if caption then image.caption = pandoc.Inlines(pandoc.utils.stringify(caption)) end
+  if caption then  -- is the alternative text, too, without its number
+    local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{table.unpack(caption, 2)}}, 'plain', {wrap_text = 'none'})
+    image.caption = pandoc.Inlines(text:gsub('^%s+', ''):gsub('%s+$', ''))
+  end
   return pandoc.Figure(pandoc.Plain(image), {long = caption and {pandoc.Plain(caption)} or {}}, pandoc.Attr(name or ''))
 end
 
@@ -174,18 +176,39 @@ local second = {
     return result
   end,
   Pandoc = function(doc)
-    local top, numbered = 6, false
+    local top, numbered, above, taken = 6, false, 0, {}
     doc:walk {Header = function(h)
       top, numbered = math.min(top, h.level), numbered or pandoc.utils.stringify(h):match '^Q%a*%s*%d'
     end}
     if numbered and typst then doc.blocks:insert(1, raw '#set heading(numbering: none)') end
     return doc:walk {Header = function(h)
-      h.level = h.level - top + 1
-      h.identifier = pandoc.utils.stringify(h):gsub('%s+', '-')  -- as in Jupyter, whose links then work here
+      above = math.min(h.level - top, above) + 1  -- no level is left out
+      h.level = above - 1 + (typst and 1 or 2)
+      local name = pandoc.utils.stringify(h):gsub('%s+', '-')  -- as in Jupyter, whose links then work here
+      taken[name] = (taken[name] or 0) + 1
+      h.identifier = name .. (taken[name] > 1 and '-' .. taken[name] or '')
       return h
     end}
   end,
 }
+
+-- Then formulas. For Typst, whose pictures come next, they are rewritten here.
+
+local function formula(el)
+  local source = el.text
+  local tag = source:match '\\tag(%b{})'
+  el.text = rewrite(source:gsub('\\tag%b{}', ''), tex_rewrites)
+  local number = tag and '(' .. tag:sub(2, -2) .. ')'
+  if not typst then
+    local shown = el.mathtype == 'DisplayMath' and pandoc.Span(el, {class = 'formula'}) or el
+    return number and {pandoc.Span(number, {class = 'equation-number'}), shown} or shown
+  end
+  local text = rewrite(pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, 'typst'), typst_rewrites)
+  local numbering = number and 'numbering: _ => [' .. number .. '], ' or ''
+  return pandoc.RawInline('typst', '#[#set math.equation(' .. numbering .. 'alt: ' .. quoted(source) .. ')\n' .. text .. ']')
+end
+
+local third = {Math = formula}
 
 -- Last what only Typst needs: files that it can read, floats, parts and the place of the contents.
 
@@ -205,7 +228,7 @@ local function image_call(image)
   return 'image("' .. pictures[image.src] .. '", alt: ' .. quoted(alt ~= '' and alt or 'A picture without a caption') .. width .. ')'
 end
 
-local third = {
+local for_typst = {
   traverse = 'topdown',
   Figure = function(el)
     local call = image_call(picture_of(el))
@@ -237,12 +260,9 @@ local third = {
   end,
 }
 
--- In HTML what may be wider than a telephone scrolls in a box of its own.
+-- And what only HTML needs: a table wider than a telephone scrolls in a box of its own.
 
-local boxes = {
-  Math = function(el)
-    return el.mathtype == 'DisplayMath' and pandoc.Span(el, {class = 'formula'}) or nil
-  end,
+local for_html = {
   Table = function(el)
     return pandoc.Div(el, {class = 'table'})
   end,
@@ -251,4 +271,4 @@ local boxes = {
     return el
   end,
 }
-return typst and {first, second, third} or {first, second, boxes}
+return {first, second, third, typst and for_typst or for_html}

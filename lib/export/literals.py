@@ -3,10 +3,10 @@
 All forms are Markdown with HTML comments, which no viewer shows:
 
 - A checked value: `0.8913<!--= f"{best().mean():.4f}" -->`. The value is the run of characters directly before the
-  comment, back to white space, a backtick or one of `* _ | ( [ " “ ‘ $ >`. A value that holds one of these begins with a
-  mark: `about <!--:-->0.8913 ± 0.0027<!--= ... -->`. The mark may not begin a line, which Markdown would take for HTML.
-  The expression is Python; the value is what `str` makes of it. It may not contain `--`, which ends a comment, nor, in a
-  row of a table, `|`.
+  comment, back to white space, a backtick or one of `* _ | ( [ " “ ‘ $ >`. A value that holds one of these begins with
+  a mark: `about <!--:-->0.8913 ± 0.0027<!--= ... -->`. The mark may not begin a line, which Markdown takes for HTML.
+  The expression is Python; the value is what `str` makes of it. It may not contain `--`, which ends a comment, nor
+  `|` in a row of a table.
 - A caption: a paragraph `**Figure 3.**<!--#name--> One image of ...` after the picture, `**Table 3.**<!--#name--> ...`
   before the table, in a Markdown cell or a Markdown output. The number may be missing.
 - A reference: `Figure 3<!--@name-->`. It begins as `Figure ?<!--@name-->`; `number` writes the number.
