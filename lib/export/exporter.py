@@ -135,24 +135,25 @@ class PageExporter(PandocExporter):
 
     def convert(self, markdown, options, metadata, scratch):
         """Return the page."""
-        shown = {"title": metadata["title"], "author": [author["name"] for author in metadata.get("authors", [])]}
-        shown |= {name: metadata[name] for name in ("date", "abstract") if name in metadata}
+        shown = {"author": [literal(author["name"]) for author in metadata.get("authors", [])]}
+        shown |= {name: literal(metadata[name]) for name in ("title", "date", "abstract") if name in metadata}
         Path(scratch, "metadata.json").write_text(json.dumps(shown), encoding="utf-8")
-        options = [
-            *options,
-            "--metadata-file=metadata.json",
-            f"--template={HERE / 'page.html'}",
-            f"--css={HERE / 'page.css'}",
-        ]
+        options = [*options, "--metadata-file=metadata.json"]
+        options += [f"--template={HERE / 'page.html'}", f"--css={HERE / 'page.css'}"]
         options += ["--standalone", "--embed-resources", "--mathml", "--toc", "--toc-depth=3", "--section-divs"]
         page = pypandoc.convert_text(markdown, "html5", READER, options, cworkdir=scratch, verify_format=False)
         return re.sub(r"<annotation encoding=\"application/x-tex\">.*?</annotation>", "", page, flags=re.S)
 
 
+def literal(text):
+    """Return the Markdown that shows `text` as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", text)
+
+
 def dated(metadata):
     """Return the metadata with a date in ISO's form written out, and as [year, month, day] in `day` for the PDF."""
     try:
-        day = datetime.date.fromisoformat(metadata.get("date", ""))
+        day = datetime.date.fromisoformat(str(metadata.get("date")))
     except ValueError:
         return metadata
     return metadata | {"date": f"{day.day} {day:%B} {day.year}", "day": [day.year, day.month, day.day]}

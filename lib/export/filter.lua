@@ -150,6 +150,8 @@ local function figure(image, caption, name)
   if caption then  -- is the alternative text, too, without its number
     local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{table.unpack(caption, 2)}}, 'plain', {wrap_text = 'none'})
     image.caption = pandoc.Inlines(text:gsub('^%s+', ''):gsub('%s+$', ''))
+  elseif #image.caption == 0 then
+    image.caption = pandoc.Inlines 'A picture without a caption'
   end
   return pandoc.Figure(pandoc.Plain(image), {long = caption and {pandoc.Plain(caption)} or {}}, pandoc.Attr(name or ''))
 end
@@ -224,8 +226,7 @@ local function image_call(image)
     pictures[image.src] = name
   end
   local width = image.attributes.width and ', width: ' .. image.attributes.width:gsub('px', '') * 0.75 .. 'pt' or ''
-  local alt = pandoc.utils.stringify(image.caption)
-  return 'image("' .. pictures[image.src] .. '", alt: ' .. quoted(alt ~= '' and alt or 'A picture without a caption') .. width .. ')'
+  return 'image("' .. pictures[image.src] .. '", alt: ' .. quoted(pandoc.utils.stringify(image.caption)) .. width .. ')'
 end
 
 local for_typst = {
