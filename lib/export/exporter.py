@@ -31,17 +31,18 @@ def fence_environments(source):
 
 
 def add_vectors(nb, folder):
-    """Give each picture the vector figure of `folder` that has the name in its caption, if it shows the same."""
+    """Give each picture the vector figure of `folder` that has the name in the caption after it, if it shows the same."""
+    shown = []
     for cell in nb.cells:
-        outputs = cell.get("outputs", [])
-        for picture, caption in zip(outputs, outputs[1:]):
-            found = re.match(literals.CAPTION, caption.get("data", {}).get("text/markdown", ""))
-            png = picture.get("data", {}).get("image/png")
-            if not found or not png:
-                continue
-            path = folder / f"{found['name']}.svg"
-            if path.exists() and same_picture(path.with_suffix(".png"), png):
-                picture.data["image/svg+xml"] = path.read_text(encoding="utf-8")
+        if cell.cell_type == "code":
+            shown += [output.data for output in cell.outputs if "data" in output]
+        else:
+            shown.append({"text/markdown": cell.source})
+    for picture, after in zip(shown, shown[1:]):
+        found = re.match(literals.CAPTION, after.get("text/markdown", ""))
+        path = folder / f"{found['name']}.svg" if found else None
+        if path and path.exists() and same_picture(path.with_suffix(".png"), picture.get("image/png", "")):
+            picture["image/svg+xml"] = path.read_text(encoding="utf-8")
 
 
 def same_picture(path, encoded):

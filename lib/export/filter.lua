@@ -164,10 +164,12 @@ local second = {
       local block, after = blocks[i], blocks[i + 1]
       local image = picture_of(block)
       local caption, name = caption_of(image and after or block, image and 'Figure' or 'Table')
+      local shown = after and after.t == 'CodeBlock' and blocks[i + 2] or after  -- a cell's code may come between
       if image then
         block = figure(image, caption, name)
-      elseif caption and after and after.t == 'Table' then
-        block = after
+      elseif caption and shown and shown.t == 'Table' then
+        if shown ~= after then result:insert(after) end
+        block, i = shown, shown ~= after and i + 1 or i
         block.caption, block.identifier = {long = {pandoc.Plain(caption)}}, name
       else
         caption = nil
