@@ -31,7 +31,7 @@ def fence_environments(source):
 
 
 def add_vectors(nb, folder):
-    """Give each picture the vector figure of `folder` that has the name in the caption after it, if it shows the same."""
+    """Give each picture the vector figure of `folder` with the name in the caption after it, if it shows the same."""
     shown = []
     for cell in nb.cells:
         if cell.cell_type == "code":

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import nbformat
 
-from helpers import InputError, write_atomically
+from helpers import InputError
 from lib.export import kernel, literals
 from lib.export.exporter import PageExporter, TypstPDFExporter
+from lib.files import write_atomically
 
 
 def execute(nb, folder, profile, figures):
