@@ -1,5 +1,6 @@
 """Every figure of the report: a function takes arrays or rows and returns a figure; `show` saves and displays it."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lib.files import write_atomically
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+FIGURES = Path(os.environ.get("REPORT_FIGURES", Path(__file__).resolve().parent.parent / "figures"))
 WIDTH = 7.0  # inches: the text width of the PDF, so that a font size here is the size on paper
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vPX*"
