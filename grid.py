@@ -16,68 +16,41 @@ them. Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 1
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from optuna.trial import TrialState, create_trial
 
-from helpers import Config, InputError, evaluate, new_network
+from helpers import InputError, evaluate
+from lib import tables
 from lib.anova import (
     ABOUT,
-    COLUMNS,
     CURVES,
-    EPOCHS,
+    GRID,
     PARAMETERS,
     REPLAYS,
     SEEDED,
     SEEDS,
     SPACE,
     TABLE,
-    TESTED,
     TESTS,
+    config_of,
     load_grid,
+    train_and_test,
 )
 from lib.cli import Parser, answer
 from lib.dataset import DATA_DIR, load_dataset
-from lib.files import write_atomically
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
 from lib.sweepfile import suggest
-from lib.tables import agree, machine
-from lib.tracking import train_and_log
 from lib.workers import supervise
 
 STORAGE = f"sqlite:///{DATA_DIR / 'sweeps' / 'grid.db'}"
-CHANCE, PATIENCE, FALLING = (0.08, 0.12), 3, 1e-4
 
 
 # -------------------------------------------------------------------------------------------------------- the trainings
-
-
-def train_and_test(config, data, on_epoch=None, **about):
-    """train_and_log, which see, with test_accuracy_5 and test_accuracy_10, and processor time for `seconds`.
-
-    Ends a training whose val_accuracy has been within CHANCE in all its epochs, at least PATIENCE, once its train_loss
-    no longer falls by FALLING from epoch to epoch: one that is about to leave a plateau shows it there first.
-    """
-    network = new_network(config, data)
-    tests, rows, began = dict.fromkeys(TESTS), [], time.process_time()
-
-    def each_epoch(row):
-        rows.append(row)
-        if row["epoch"] in TESTED:
-            _, tests[f"test_accuracy_{row['epoch']}"] = evaluate(network, data.x_test, data.y_test)
-        stop = on_epoch(row) if on_epoch else None
-        at_chance = len(rows) >= PATIENCE and all(CHANCE[0] <= one["val_accuracy"] <= CHANCE[1] for one in rows)
-        if at_chance and len(rows) < config.epochs and row["train_loss"] > rows[-2]["train_loss"] - FALLING:
-            return stop or f"at chance for {len(rows)} epochs, and train_loss does not fall"
-        return stop
-
-    result = train_and_log(config, data, on_epoch=each_epoch, network=network, **about)
-    return result | tests | {"seconds": time.process_time() - began}
 
 
 def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE):
@@ -111,10 +84,6 @@ def adopt(ledger, table):
             ledger.study.add_trial(create_trial(**new, user_attrs=attributes))
 
 
-def _config(row, seed=0):
-    return Config(**{name: row[name] for name in PARAMETERS}, epochs=EPOCHS, seed=seed)
-
-
 def _outcome(row):
     """A row of the table as sweep.py keeps what came out of a trial."""
     outcome = {name: None if pd.isna(row[name]) else row[name] for name in [*ABOUT, *TESTS]}
@@ -140,30 +109,22 @@ def export(storage=STORAGE, path=TABLE, name=SPACE.name):
             for metric, names in CURVES.items():
                 row |= dict(zip(names, outcome[f"{metric}_history"]))
             rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(CURVES["train_loss"], np.float32))  # as computed
-    with write_atomically(path) as file:
-        table.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+    table = pd.DataFrame(rows, columns=list(GRID))
+    table = table.astype(dict.fromkeys(CURVES["train_loss"], np.float32))  # as computed
+    tables.write_table(path, table)
     return load_grid(path)
 
 
 def rerun(number, path=TABLE, load=load_dataset):
-    """Train a row of the table again, and compare val_accuracy and train_loss of all its epochs and its test_accuracy.
+    """Train a row of the table again, and compare all of it but the seconds: see tables.rerun."""
 
-    `agrees`: all of them to the last bit where `machine` is the one of the row, else as sweep.agree says.
-    """
-    table = load_grid(path)
-    if number not in set(table.number):
-        raise InputError(f"N is {number}; allowed: a number in the table, 0 to {table.number.max()}")
-    row = table[table.number == number].iloc[0].to_dict()
-    config, seen = _config(row), []
-    result = train_and_test(config, load(config.dataset), lambda one: seen.append(one), test=False)
-    now = result | {f"{metric}_history": [one[metric] for one in seen] for metric in CURVES}
-    then, same = _outcome(row), row["machine"] == machine()
-    names = ["stopped", *TESTS, *(f"{metric}_history" for metric in CURVES)]
-    bits = all(then[name] == now[name] for name in names)
-    last = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
-    agrees = bits if same else agree(then["val_accuracy_history"], now["val_accuracy_history"], same)
-    return {"number": number, **last, "same_machine": same, "agrees": agrees}
+    def again(row):
+        config, history = config_of(row), []
+        result = train_and_test(config, load(config.dataset), history.append, test=False)
+        now = {name: result[name] for name in ("val_accuracy", "stopped", *TESTS)}
+        return now | {f"{metric}_history": [one[metric] for one in history] for metric in CURVES}
+
+    return tables.rerun(path, load_grid(path).set_index("number"), number, again, stored=_outcome)
 
 
 # --------------------------------------------------------------------------------------------------------------- seeds
@@ -175,12 +136,19 @@ def _with_seeds(table, count, seeds):
     ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
     rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
     chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
-    return {(row["number"], seed): _config(row, seed) for row in chosen for seed in seeds}
+    return {(row["number"], seed): config_of(row, seed) for row in chosen for seed in seeds}
+
+
+def _read_seeds(path):
+    columns = list(SEEDED)
+    if not Path(path).exists():
+        return pd.DataFrame(columns=columns)
+    return tables.read_table(path, SEEDED, unique=["number", "seed"])
 
 
 def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
-    """What `seeds`, which see, has stored of this table. Raises InputError unless it is all there."""
-    stored = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=SEEDED)
+    """What `seeds` has stored of this table. Raises InputError unless all of it is there."""
+    stored = _read_seeds(path)
     wanted = _with_seeds(table, count, seeds)
     stored = stored[[key in wanted for key in zip(stored.number, stored.seed)]].reset_index(drop=True)
     if len(stored) < len(wanted):
@@ -190,19 +158,20 @@ def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
-    """The best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
+    """Train the best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
     others, with these seeds: number, seed, val_accuracy and test_accuracy after all epochs, machine.
 
     What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
     """
-    wanted, rows = _with_seeds(table, count, seeds), pd.read_csv(path).to_dict("records") if Path(path).exists() else []
-    missing = wanted.keys() - {(row["number"], row["seed"]) for row in rows}
-    for key, training in zip(sorted(missing), train_all([wanted[key] for key in sorted(missing)])):
+    wanted = _with_seeds(table, count, seeds)
+    rows = _read_seeds(path).to_dict("records")
+    missing = sorted(wanted.keys() - {(row["number"], row["seed"]) for row in rows})
+    for key, training in zip(missing, train_all([wanted[key] for key in missing])):
         data = load_dataset(wanted[key].dataset)
-        accuracies = training.history[-1]["val_accuracy"], evaluate(training.network, data.x_test, data.y_test)[1]
-        rows.append(dict(zip(SEEDED, [*key, *accuracies, machine()])))
-        with write_atomically(path) as file:
-            pd.DataFrame(rows).to_csv(file, index=False)
+        _, test_accuracy = evaluate(training.network, data.x_test, data.y_test)
+        row = [*key, training.history[-1]["val_accuracy"], test_accuracy, tables.machine()]
+        rows.append(dict(zip(SEEDED, row)))
+        tables.write_table(path, pd.DataFrame(rows))
     return load_seeds(table, path, count, seeds)
 
 
@@ -235,6 +204,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from grid import main as importable  # the workers have to find train_and_test in a module, not in __main__
-
-    sys.exit(importable())
+    sys.exit(main())

@@ -23,7 +23,6 @@ Exit status: 0 done, 1 not reproduced, 2 something given or a file cannot be use
 """
 
 import argparse
-import json
 import os
 import sys
 from contextlib import chdir
@@ -33,13 +32,12 @@ from pathlib import Path
 import numpy as np
 
 from helpers import METRICS, Config, InputError
+from lib import tables
 from lib.cli import Parser, answer, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
-from lib.files import write_atomically
 from lib.ledger import Ledger, errors_as_sentences
-from lib.sweepfile import choices, one_of, read_sweep, whole
+from lib.sweepfile import check_sweep, choices, one_of, read_sweep, whole
 from lib.sweepfile import suggest as suggest  # for who looks for it here
-from lib.tables import COLUMNS, FIELDS, RESULTS, agree, config_of, machine, read_table, write_table
 from lib.tracking import MODES, is_disabled, train_and_log
 from lib.workers import supervise
 
@@ -101,9 +99,8 @@ def results(name, storage=None, folder=FOLDER):
 def _export(table, folder, name):
     """Write NAME.json, then NAME.csv: where there is a table, there is all of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with write_atomically(folder / f"{name}.json") as file:
-        file.write(json.dumps(table.attrs, indent=1).encode())
-    write_table(folder / f"{name}.csv", table)
+    tables.write_json(folder / f"{name}.json", table.attrs)
+    tables.write_table(folder / f"{name}.csv", table)
 
 
 def load_results(name, folder=FOLDER):
@@ -111,34 +108,45 @@ def load_results(name, folder=FOLDER):
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         run(ROOT / "sweeps" / f"{name}.yaml", folder=folder)
-    table = read_table(path, parse_dates=["created"])
-    table.attrs = json.loads(path.with_suffix(".json").read_text())
+    return _read(path)
+
+
+def _read(path):
+    """A stored table and its NAME.json, as one: checked whole. Raises InputError where they are damaged."""
+    table = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
+    about = path.with_suffix(".json")
+    table.attrs = tables.read_json(about)
+    try:
+        sweep = check_sweep(table.attrs.get("definition"))
+    except InputError as error:
+        raise InputError(f"{about}, definition: {error}; {tables.REMEDY}") from None
+    if sweep.name != path.stem:
+        raise InputError(f"{about} is of the sweep {sweep.name!r}; allowed: {path.stem!r}; {tables.REMEDY}")
+    if list(table.number) != list(range(len(table))) or "seed" in table.attrs and len(table) < sweep.count:
+        raise InputError(f"{path} has {len(table)} trials; allowed: 0 to {sweep.count - 1}, in order; {tables.REMEDY}")
     return table
 
 
 def rerun(name, trial, folder=FOLDER, load=load_dataset):
-    """Train a trial of a finished sweep again, from its row alone; return its val_accuracy then and now.
-
-    `agrees`: as `agree` says, where `same_machine` tells whether `machine` is the one of the row.
-    """
-    if not (Path(folder) / f"{name}.csv").exists():
+    """Train a trial of a finished sweep again, from its row alone, and compare all its results: see tables.rerun."""
+    path = Path(folder) / f"{name}.csv"
+    if not path.exists():
         raise InputError(f"there is no table of a sweep {name!r} in {folder}; allowed: one that is finished")
-    table = load_results(name, folder)
-    rows = table[(table.number == trial) & (table.state != "failed")]
-    if rows.empty:
-        raise InputError(f"TRIAL is {trial!r}; allowed: 0 to {len(table) - 1}, if it has not failed")
-    row = rows.iloc[0]
-    config, then, now = config_of(row), row.val_accuracy_history, []
+    table = _read(path).set_index("number")
 
-    def on_epoch(one):
-        now.append(one["val_accuracy"])
-        return "as then" if row.state == "pruned" and len(now) == len(then) else None
+    def again(row):
+        config, history = tables.config_of(row), []
 
-    result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False)
-    same, given = row.machine == machine(), None if np.isnan(row.val_accuracy) else row.val_accuracy
-    last = {"then": given, "now": result["val_accuracy"]}
-    agrees = agree(then, now, same) and given in (None, *then[-1:])
-    return {"name": name, "trial": trial, **last, "same_machine": same, "agrees": agrees}
+        def on_epoch(one):
+            history.append(one)
+            pruned = row["state"] == "pruned" and len(history) == len(row["val_accuracy_history"])
+            return row["stopped"] if pruned else None
+
+        result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False)
+        now = {name: result[name] for name in (*METRICS, "stopped")}
+        return now | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
+
+    return tables.rerun(path, table[~table.state.isin(["failed", "running"])], trial, again)
 
 
 def _run_on_wandb(sweep):
@@ -155,7 +163,7 @@ def _run_on_wandb(sweep):
             say(f"further agents, on any machine, in the project's folder: wandb agent {address}", "sweep.py")
             wandb.agent(sweep_id, **where)
         runs = sorted(wandb.Api().sweep(address).runs, key=lambda run: run.created_at)
-        table = pd.DataFrame([_row_from_wandb(*each) for each in enumerate(runs)], columns=COLUMNS)
+        table = pd.DataFrame([_row_from_wandb(*each) for each in enumerate(runs)], columns=tables.COLUMNS)
     except InputError:
         raise
     except Exception as error:  # W&B's client has several kinds, without a common name
@@ -171,8 +179,8 @@ def _row_from_wandb(number, run):
     if state == "complete" and len(history) < run.config["epochs"]:
         state = "pruned"  # by early termination, which train.py takes for a regular end
     row = {"number": number, "state": state, "created": np.datetime64(run.created_at.rstrip("Z"))}
-    row |= asdict(Config(**{name: value for name, value in run.config.items() if name in FIELDS}))
-    row |= {name: run.summary.get(name) for name in [*RESULTS, "machine"]}
+    row |= asdict(Config(**{name: value for name, value in run.config.items() if name in tables.FIELDS}))
+    row |= {name: run.summary.get(name) for name in [*tables.RESULTS, "machine"]}
     return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
 
 

@@ -1,6 +1,7 @@
-"""The table of the whole grid, and what it says: exactly over the full factorial, and estimated by a random forest."""
+"""The whole grid: how each training is done, its table, and what that says: exactly, and as random forests estimate."""
 
 import math
+import time
 from itertools import combinations
 
 import numpy as np
@@ -8,11 +9,15 @@ import optuna
 import pandas as pd
 from optuna.trial import create_trial
 
-from helpers import InputError
+from helpers import Config, InputError, evaluate, new_network
+from lib import tables
 from lib.dataset import DATA_DIR, ROOT
 from lib.sweepfile import check_sweep, read_sweep
+from lib.tracking import train_and_log
 
-TABLE, REPLAYS, SEEDS = (DATA_DIR / name for name in ("grid.csv.gz", "grid_replays.csv.gz", "grid_seeds.csv"))
+TABLE = DATA_DIR / "grid.csv.gz"
+REPLAYS = DATA_DIR / "grid_replays.csv.gz"
+SEEDS = DATA_DIR / "grid_seeds.csv"
 SPACE = read_sweep(ROOT / "sweeps" / "grid.yaml")
 EPOCHS = SPACE.space["epochs"].choices[0]
 VALUES = {name: list(each.choices) for name, each in SPACE.space.items() if name != "epochs"}
@@ -20,9 +25,73 @@ PARAMETERS = list(VALUES)
 TESTED = (5, 10)
 CURVES = {metric: [f"{metric}_{epoch}" for epoch in range(1, EPOCHS + 1)] for metric in ("val_accuracy", "train_loss")}
 TESTS = [f"test_accuracy_{epoch}" for epoch in TESTED]
-ABOUT = ["state", "stopped", "seconds", "machine"]
-SEEDED = ["number", "seed", "val_accuracy", "test_accuracy", "machine"]
-COLUMNS = ["number", *PARAMETERS, *ABOUT, *TESTS, *CURVES["val_accuracy"], *CURVES["train_loss"]]
+ABOUT = {
+    "state": tables.one_of(["complete", "pruned", "not finite"]),
+    "stopped": tables.optional(tables.TEXT),
+    "seconds": tables.SECONDS,
+    "machine": tables.TEXT,
+}
+GRID = {
+    "number": tables.COUNT,
+    **{name: tables.one_of(values, tables.setting) for name, values in VALUES.items()},
+    **ABOUT,
+    **dict.fromkeys([*TESTS, *CURVES["val_accuracy"]], tables.optional(tables.ACCURACY)),
+    **dict.fromkeys(CURVES["train_loss"], tables.optional(tables.LOSS)),
+}
+SEEDED = {
+    "number": tables.COUNT,
+    "seed": tables.COUNT,
+    "val_accuracy": tables.ACCURACY,
+    "test_accuracy": tables.ACCURACY,
+    "machine": tables.TEXT,
+}
+CHANCE = (0.08, 0.12)  # val_accuracy of a network that has learnt nothing
+PATIENCE = 3  # epochs that it is given to begin
+FALL = 1e-4  # of train_loss from epoch to epoch: less is none
+
+
+# -------------------------------------------------------------------------------------------------------- its trainings
+
+
+def config_of(row, seed=0):
+    """The Config of a row of the grid, with this seed."""
+    return Config(**{name: row[name] for name in PARAMETERS}, epochs=EPOCHS, seed=seed)
+
+
+def train_and_test(config, data, on_epoch=None, **about):
+    """Train as `train_and_log` does, and end a training that sits at chance.
+
+    Adds test_accuracy_5 and test_accuracy_10 to the result; `seconds` are processor time.
+    """
+    network = new_network(config, data)
+    tests = dict.fromkeys(TESTS)
+    rows = []
+    began = time.process_time()
+
+    def each_epoch(row):
+        rows.append(row)
+        if row["epoch"] in TESTED:
+            _, tests[f"test_accuracy_{row['epoch']}"] = evaluate(network, data.x_test, data.y_test)
+        return on_epoch and on_epoch(row) or _at_chance(rows, config.epochs)
+
+    result = train_and_log(config, data, on_epoch=each_epoch, network=network, **about)
+    return result | tests | {"seconds": time.process_time() - began}
+
+
+def _at_chance(rows, epochs):
+    """Why a training ends after these rows of its history, or None.
+
+    It does if val_accuracy has been within CHANCE in all epochs, at least PATIENCE, and train_loss no longer falls by
+    FALL: a training that is about to leave a plateau shows it there first.
+    """
+    if not PATIENCE <= len(rows) < epochs or not all(CHANCE[0] <= row["val_accuracy"] <= CHANCE[1] for row in rows):
+        return None
+    before, now = rows[-2:]
+    falls = now["train_loss"] <= before["train_loss"] - FALL
+    return None if falls else f"at chance for {len(rows)} epochs, and train_loss does not fall"
+
+
+# ------------------------------------------------------------------------------------------------------------ its table
 
 
 def load_grid(path=TABLE):
@@ -30,15 +99,27 @@ def load_grid(path=TABLE):
 
     Columns: number; the course's parameters; state (complete, pruned, not finite) and why it stopped; seconds of
     processor time; machine; test_accuracy_5 and _10; val_accuracy and train_loss of epochs 1 to 10 (val_accuracy_1,
-    ...), empty after the epoch in which a training has ended. Raises InputError where there is no such table.
+    ...), empty after the epoch in which a training has ended. Raises InputError where there is no such table, or it is
+    damaged.
     """
-    try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(CURVES["train_loss"], np.float32))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}); allowed: what `python grid.py export` writes") from None
-    if list(table.columns) != COLUMNS or table.number.duplicated().any():
-        raise InputError(f"{path} is not a table of the grid; allowed: what `python grid.py export` writes")
-    return table
+    table = tables.read_table(path, GRID, unique=["number"])
+    _check_ends(path, table)
+    return table.astype(dict.fromkeys(CURVES["train_loss"], np.float32))
+
+
+def _check_ends(path, table):
+    """Raise InputError unless each training has the values of its first epochs; a complete one of all, no other."""
+    accuracies, losses = (table[names].notna().to_numpy() for names in CURVES.values())
+    epochs = accuracies.sum(axis=1)
+    first = np.arange(EPOCHS) < epochs[:, None]
+    right = (accuracies == first).all(axis=1) & (losses == first).all(axis=1)
+    right &= (epochs == EPOCHS) == (table.state == "complete")
+    for epoch, name in zip(TESTED, TESTS):
+        right &= (epochs >= epoch) == table[name].notna()
+    if not right.all():
+        number = table.number[~right].iloc[0]
+        allowed = f"those of the first epochs, of a complete training of all {EPOCHS}, of no other"
+        raise InputError(f"{path}, number {number} has values of other epochs; allowed: {allowed}; {tables.REMEDY}")
 
 
 def accuracy(table, epoch=EPOCHS):
@@ -64,29 +145,30 @@ def importance(table, metric="best_val_accuracy", seeds=range(3)):
     Hoos & Leyton-Brown, 2014); mean and standard deviation over `seeds`. correlation: Spearman's, -1 to 1, of numbers;
     names have a row for each value ("optimizer: adam"): with having it. Trials without `metric` are left out.
     """
-    import pandas as pd
-
     space = {name: d for name, d in check_sweep(table.attrs["definition"]).space.items() if not d.single()}
     table = table.dropna(subset=metric)
     study = optuna.create_study(direction="maximize")
     for row in table[[*space, metric]].to_dict("records"):
-        params = {
-            name: next((c for c in getattr(d, "choices", []) if c == row[name]), row[name]) for name, d in space.items()
-        }
+        params = {name: _choice(d, row[name]) for name, d in space.items()}
         study.add_trial(create_trial(params=params, distributions=space, value=row[metric]))
     forests = [optuna.importance.FanovaImportanceEvaluator(seed=seed).evaluate(study) for seed in seeds]
-    forests, rows = pd.DataFrame(forests), []
-    for name in forests.mean().sort_values(ascending=False).index:
-        row = {"name": name, "importance": forests[name].mean(), "deviation": forests[name].std()}
-        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name]):
-            rows.append(row)
-            rows += [
-                {"name": f"{name}: {value}", "correlation": (table[name] == value).corr(table[metric], "spearman")}
-                for value in sorted(set(table[name]))
-            ]
-        else:
+    shares = pd.DataFrame(forests).agg(["mean", "std"]).T.sort_values("mean", ascending=False)
+    rows = []
+    for name, share in shares.iterrows():
+        row = {"name": name, "importance": share["mean"], "deviation": share["std"]}
+        if pd.api.types.is_numeric_dtype(table[name]):
             rows.append(row | {"correlation": table[name].corr(table[metric], "spearman")})
+            continue
+        rows.append(row)
+        for value in sorted(set(table[name]), key=str):
+            having = (table[name] == value).corr(table[metric], "spearman")
+            rows.append({"name": f"{name}: {value}", "correlation": having})
     return pd.DataFrame(rows)
+
+
+def _choice(distribution, value):
+    """The value as its distribution has it: 0 where a table has 0.0."""
+    return next((choice for choice in getattr(distribution, "choices", []) if choice == value), value)
 
 
 def marginals(table, y):
@@ -162,14 +244,18 @@ def agreement(shares, draws, near=0.01):
     }
 
 
-def noise(seeded, metric="val_accuracy", floor=0.8):
-    """Standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`: what collapses
-    under one seed and learns under another is a matter of its own."""
+def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
+    """The standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`.
+
+    A training that collapses with one seed and learns with another is a matter of its own.
+    """
     by = seeded.groupby("number")[metric].agg(["mean", "var"])
     return math.sqrt(by["var"][by["mean"] > floor].mean())
 
 
-def real(seeded, metric="val_accuracy"):
-    """The least difference of two single trainings that is called real: two standard deviations of one, 2 sqrt(2)
-    `noise`."""
-    return 2 * math.sqrt(2) * noise(seeded, metric)
+def least_real_difference(seeded, metric="val_accuracy"):
+    """The least difference of two single trainings that is called real: two standard deviations of a difference.
+
+    It is 2 sqrt(2) `deviation_over_seeds`.
+    """
+    return 2 * math.sqrt(2) * deviation_over_seeds(seeded, metric)

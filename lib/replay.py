@@ -12,20 +12,27 @@ import numpy as np
 import pandas as pd
 
 from helpers import BLAS, InputError
+from lib import tables
 from lib.anova import EPOCHS, PARAMETERS, REPLAYS, VALUES, accuracy, check_whole
-from lib.files import write_atomically
 from lib.parallel import end_with_parent
 
 # A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
 # configuration as indices into the values of PARAMETERS. Optuna's own sampler would take ten times as long.
 
-BUDGET, SEARCHES = 1000, [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
+BUDGET = 1000  # epochs of a search
+SEARCHES = [(search, hyperband) for search in ("random", "tpe") for hyperband in (False, True)]
 BANDS, ETA = (1, 3), 3  # W&B's hyperband with min_iter 1 and eta 3; its next band, 9 epochs of 10, would save nothing
 SHAPE = np.array([len(values) for values in VALUES.values()])
 STRIDE = np.cumprod([1, *SHAPE[:0:-1]])[::-1]  # point @ STRIDE is its number among all
-OWNER, VALUE = np.repeat(np.arange(len(SHAPE)), SHAPE), np.concatenate([np.arange(k) for k in SHAPE])
+OWNER = np.repeat(np.arange(len(SHAPE)), SHAPE)  # of each value of each parameter, one after another: the parameter
+VALUE = np.concatenate([np.arange(k) for k in SHAPE])  # and which of its values it is
 BY_NAME = np.argsort(np.argsort(PARAMETERS))  # the place of each in the order in which Optuna draws
 STARTUP, CANDIDATES, GOOD, FULL = 10, 24, 25, 25  # Optuna's defaults; the last FULL points have weight 1, older less
+REPLAYED = {  # columns of the stored replays
+    "search": tables.one_of(["random", "tpe"]),
+    "hyperband": tables.one_of([False, True], lambda text: {"False": False, "True": True}.get(text)),
+    **dict.fromkeys(["seed", "runs", "epochs", "number", "table"], tables.COUNT),
+}
 
 
 def points_of(table):
@@ -62,7 +69,8 @@ def _mixture(points):
 
 def _draw(points, weights, rng):
     """CANDIDATES points from a mixture: a part by its weight, then each parameter by its cumulated probabilities."""
-    u, e = rng.rand(1 + len(SHAPE), CANDIDATES), 1 / len(weights)
+    u = rng.rand(1 + len(SHAPE), CANDIDATES)
+    e = 1 / len(weights)
     part = np.cumsum(weights).searchsorted(u[0], side="right")
     uniform = part >= len(points)
     centre = points[np.where(uniform, 0, part)]
@@ -74,7 +82,8 @@ def _draw(points, weights, rng):
 
 def _density(x, points, weights):
     """p(x) of a mixture, from how many parameters of x are those of each of its points."""
-    e, n = 1 / len(weights), np.arange(len(SHAPE) + 1)
+    e = 1 / len(weights)
+    n = np.arange(len(SHAPE) + 1)
     alike = (x[:, OWNER] == VALUE).astype(float) @ (points[:, OWNER] == VALUE).T.astype(float)
     near = (1 + e) ** n * e ** n[::-1] / np.prod(1 + SHAPE * e)
     return near[alike.astype(int)] @ weights[:-1] + weights[-1] / np.prod(SHAPE)
@@ -85,32 +94,51 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """A search until it has spent its budget of epochs; the same seed gives the same.
 
     curves: val_accuracy (n, EPOCHS) of the rows of a whole table; points: of the rows. search: "random", uniform with
-    replacement, or "tpe", which see. hyperband: end a run after an epoch of BANDS if it is not in the best 1/ETA of all
-    that came so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): whenever a run trained whole
-    is better than all before.
+    replacement, or "tpe" (see `tpe`). hyperband: stop a run after an epoch of BANDS if it is not in the best 1/ETA of
+    all that came so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): one whenever a run
+    trained to its end is better than all before.
     """
-    rng, legacy, seen = np.random.default_rng(seed), [np.random.RandomState(seed) for _ in "12"], {b: [] for b in BANDS}
-    row_of = np.argsort(points @ STRIDE)
-    tried, found, best, spent, runs, ranked = np.empty((budget, len(SHAPE)), int), [], -1, 0, 0, []
+    suggest = _suggester(points, search, seed, budget)
+    seen = {band: [] for band in BANDS if hyperband}
+    ranked, found = [], []  # of all runs, best first: (-epochs, -value, run); of the best so far: what is returned
+    best, spent, runs = -1, 0, 0
     while spent < budget:
-        if search == "tpe":
-            tried[runs] = tpe(tried[:runs], [one[-1] for one in ranked[:GOOD]], *legacy)
-            row = int(row_of[tried[runs] @ STRIDE])
-        else:
-            row = int(rng.integers(len(curves)))
-        epochs = EPOCHS
-        for band in BANDS if hyperband else ():
-            insort(seen[band], early := curves[row, band - 1])
-            if early < seen[band][-1 - int(len(seen[band]) / ETA)]:
-                epochs = band
-                break
+        row = suggest(runs, [run for *_, run in ranked[:GOOD]])
+        epochs = _epochs_trained(curves[row], seen)
         value = curves[row, epochs - 1]
         insort(ranked, (-epochs, -value, runs))  # as Optuna: those trained whole first, then those ended later
-        runs, spent = runs + 1, spent + epochs
+        runs += 1
+        spent += epochs
         if epochs == EPOCHS and value > best and spent <= budget:
             best = value
             found.append((runs, spent, row))
     return found
+
+
+def _suggester(points, search, seed, budget):
+    """suggest(run, best): the row that the search asks for in this run, after the `best` runs so far, best first."""
+    if search == "random":
+        rng = np.random.default_rng(seed)
+        return lambda run, best: int(rng.integers(len(points)))
+    row_of = np.argsort(points @ STRIDE)
+    tried = np.empty((budget, len(SHAPE)), int)
+    mixture, first = np.random.RandomState(seed), np.random.RandomState(seed)
+
+    def suggest(run, best):
+        tried[run] = tpe(tried[:run], best, mixture, first)
+        return int(row_of[tried[run] @ STRIDE])
+
+    return suggest
+
+
+def _epochs_trained(curve, seen):
+    """How many epochs of a run with this curve are trained; what it has after each band is added to those `seen`."""
+    for band, values in seen.items():
+        value = curve[band - 1]
+        insort(values, value)
+        if value < values[-1 - len(values) // ETA]:
+            return band
+    return EPOCHS
 
 
 def _curves(table):
@@ -118,16 +146,15 @@ def _curves(table):
 
 
 def _replays(table, path):
-    """What is stored at `path` of replays of this table, known by its checksum; and that."""
-    columns = ["search", "hyperband", "seed", "runs", "epochs", "number", "table"]
-    done = pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=columns)
+    """The stored replays at `path` of this table, known by its checksum; and that checksum."""
+    stored = tables.read_table(path, REPLAYED) if Path(path).exists() else pd.DataFrame(columns=list(REPLAYED))
     checksum = zlib.crc32(np.ascontiguousarray(_curves(table)))
-    return done[done.table == checksum], checksum
+    return stored[stored.table == checksum], checksum
 
 
 def load_replays(table, path=REPLAYS, count=1000):
-    """What `replays` has stored: search, hyperband, seed; runs, epochs and number whenever the replay had found a
-    better training; the table's checksum. Raises InputError unless all are there, of just this table."""
+    """What `replays` has stored: search, hyperband, seed; runs, epochs and number whenever a replay had found a better
+    training; the table's checksum. Raises InputError unless all replays of just this table are there."""
     done, _ = _replays(table, path)
     done = done[done.seed < count].reset_index(drop=True)
     there = len(done[["search", "hyperband", "seed"]].drop_duplicates())
@@ -138,20 +165,24 @@ def load_replays(table, path=REPLAYS, count=1000):
 
 
 def replays(table, count=1000, path=REPLAYS):
-    """So many replays of each of SEARCHES, side by side (see `load_replays`). What is stored at `path` is not done
-    again, if it is of this table; what is not is added there. Raises InputError for a table that is not whole."""
+    """Replay each of SEARCHES `count` times, side by side; return what `load_replays` does.
+
+    What is stored at `path` is not done again, if it is of this table; what is not is added there. Raises InputError
+    for a table that is not whole.
+    """
     check_whole(table)
-    (done, checksum), curves, points = _replays(table, path), _curves(table), points_of(table)
+    done, checksum = _replays(table, path)
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
     missing = [(*one, seed) for seed in range(count) for one in SEARCHES if (*one, seed) not in known]
+    work = partial(replay, _curves(table), points_of(table))
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         for start in range(0, len(missing), 400):
             some = missing[start : start + 400]
-            found = pool.map(partial(replay, curves, points), *zip(*some), chunksize=10)
-            new = [(*one, *f[:2], table.number.iloc[f[2]], checksum) for one, each in zip(some, found) for f in each]
-            done = pd.concat([done, pd.DataFrame(new, columns=done.columns)])
-            with write_atomically(path) as file:
-                done.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+            rows = []
+            for one, found in zip(some, pool.map(work, *zip(*some), chunksize=10)):
+                rows += [(*one, runs, epochs, table.number.iloc[row], checksum) for runs, epochs, row in found]
+            done = pd.concat([done, pd.DataFrame(rows, columns=done.columns)])
+            tables.write_table(path, done)
     return load_replays(table, path, count)
 
 
@@ -185,5 +216,5 @@ def regrets(table, replayed, budgets, within=0.005):
 
 
 def after(replayed, runs):
-    """The number of the best training that each replay has found in so many runs, by search, hyperband and seed."""
+    """The number of the best training that each replay has found after `runs` runs, by search, hyperband and seed."""
     return replayed[replayed.runs <= runs].groupby(["search", "hyperband", "seed"]).number.last()

@@ -46,7 +46,7 @@ def train(ledger, count):
     """Train so many trials of it, in this process."""
     for _ in range(count):
         trial = ledger.claim()
-        ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test))
+        ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", lib.anova.train_and_test))
 
 
 def config(row):
@@ -70,7 +70,7 @@ def test_the_table_holds_what_plain_training_gives_and_the_test_accuracy_of_two_
     ledger = begin()
     train(ledger, 6)
     table = grid.export("sqlite:///grid.db", "grid.csv.gz")
-    assert list(table.columns) == lib.anova.COLUMNS and list(table.number) == list(range(6))
+    assert list(table.columns) == list(lib.anova.GRID) and list(table.number) == list(range(6))
     assert set(zip(table.optimizer, table.learning_rate)) == {
         (o, lr) for o in ("sgd", "adam", "nadam") for lr in (1e-3, 1e-4)
     }
@@ -106,8 +106,8 @@ def test_only_a_training_that_sits_at_chance_and_does_not_learn_ends_early(accur
                 break
         return {"epochs": epoch, "stopped": stop}
 
-    monkeypatch.setattr(grid, "train_and_log", fake)
-    result = grid.train_and_test(Config(num_layers=1, hidden_size=8, epochs=10), tiny(""))
+    monkeypatch.setattr(lib.anova, "train_and_log", fake)
+    result = lib.anova.train_and_test(Config(num_layers=1, hidden_size=8, epochs=10), tiny(""))
     assert result["epochs"] == epochs and (epochs == 10) == (result["stopped"] is None)
     assert epochs == 10 or f"at chance for {epochs} epochs" in result["stopped"]
     assert (result["test_accuracy_10"] is None) == (epochs < 10)
@@ -117,8 +117,9 @@ def test_a_loss_that_is_not_finite_is_a_row_with_the_epochs_before():
     path, storage = "grid.csv.gz", "sqlite:///grid.db"
     ledger = begin()
     trial = ledger.claim()
-    outcome = lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test)
+    outcome = lib.workers.train_trial(ledger, trial, tiny, "disabled", lib.anova.train_and_test)
     outcome |= {"state": "not finite", "stopped": "train_loss not finite in epoch 3", "val_accuracy": None}
+    outcome |= dict.fromkeys(lib.anova.TESTS)
     outcome |= {f"{metric}_history": outcome[f"{metric}_history"][:2] for metric in lib.anova.CURVES}
     ledger.finish(trial, outcome)
     row = grid.export(storage, path).iloc[0]
@@ -133,7 +134,7 @@ def test_a_clone_goes_on_from_a_committed_table_and_trains_no_row_of_it_again(mo
     train(ledger, 2)
     ledger.claim()  # in work elsewhere when the table was written
     trial = ledger.claim()
-    ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", grid.train_and_test))
+    ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", lib.anova.train_and_test))
     table = grid.export("sqlite:///grid.db", "grid.csv.gz")
     assert list(table.number) == [0, 1, 3]
     clone = begin("sqlite:///clone.db")
@@ -164,6 +165,7 @@ def test_one_command_to_the_end_after_a_kill_and_rows_drawn_at_random_come_out_a
     for number in np.random.default_rng().choice(6, 2, replace=False):
         again = grid.rerun(int(number), "grid.csv.gz", tiny)
         assert again["agrees"] and again["same_machine"] and again["then"] == again["now"]
+        assert set(again["then"]) == {"val_accuracy", "stopped", *lib.anova.TESTS}
     changed = table.assign(train_loss_2=np.nextafter(table.train_loss_2, np.float32(9)))
     changed.to_csv("changed.csv.gz", index=False)
     assert not grid.rerun(0, "changed.csv.gz", tiny)["agrees"]
@@ -448,7 +450,7 @@ def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(m
         assert one == dataclasses.replace(config(table[table.number == row["number"]].iloc[0]), seed=row["seed"])
         assert row["val_accuracy"] == trained.history[-1]["val_accuracy"]
         assert row["test_accuracy"] == helpers.evaluate(trained.network, tiny("").x_test, tiny("").y_test)[1]
-    done[done.seed != 2].to_csv("seeds.csv", index=False)
+    lib.tables.write_table("seeds.csv", done[done.seed != 2])
     asked.clear()
     again = grid.seeds(table, 4, range(3), "seeds.csv")
     assert {one.seed for one in asked} == {2} and len(asked) == 4
@@ -472,9 +474,11 @@ def test_what_is_real_is_two_deviations_of_a_difference():
         for s in (-1, 0, 1)
     ]
     seeded = pd.DataFrame(rows, columns=["number", "seed", "val_accuracy", "test_accuracy"])
-    assert lib.anova.noise(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
-    assert lib.anova.real(seeded) == pytest.approx(2 * np.sqrt(2) * lib.anova.noise(seeded))
-    assert lib.anova.noise(seeded, "test_accuracy") == 0
+    assert lib.anova.deviation_over_seeds(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+    assert lib.anova.least_real_difference(seeded) == pytest.approx(
+        2 * np.sqrt(2) * lib.anova.deviation_over_seeds(seeded)
+    )
+    assert lib.anova.deviation_over_seeds(seeded, "test_accuracy") == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what is committed

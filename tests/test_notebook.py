@@ -155,7 +155,7 @@ def test_the_grid_it_tells_of_is_the_one_committed():
     whole = lib.anova.load_grid()
     assert f"The table holds all {len(whole):,} trainings." in said
     assert f"**Best of the grid: {lib.anova.accuracy(whole).max():.4f} validation accuracy**" in said
-    assert f"{lib.anova.noise(grid.load_seeds(whole)):.4f} (validation)" in said
+    assert f"{lib.anova.deviation_over_seeds(grid.load_seeds(whole)):.4f} (validation)" in said
     assert f"of the course's space, all {len(whole):,} trainings |" in (ROOT / "README.md").read_text()
 
 
