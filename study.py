@@ -197,9 +197,10 @@ def main(argv=None):
                 if name not in STUDIES:
                     raise InputError(f"NAME is {name!r}; allowed: {', '.join(STUDIES)}")
                 configs, test = STUDIES[name]
-                return {"table": str(FOLDER / f"{name}.csv"), "rows": len(study(name, configs, test=test, store=True))}
+                rows = len(study(name, configs, FOLDER, test, store=True))
+                return {"table": str(FOLDER / f"{name}.csv"), "rows": rows}
             case [name, number] if number.isascii() and number.isdigit():
-                return rerun(name, int(number))
+                return rerun(name, int(number), FOLDER)
         raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME, or NAME ROW")
 
     return answer("study.py", __doc__, argv, work)
