@@ -9,7 +9,6 @@ other column that is missing, and any that is not known, is an error: without it
 """
 
 import csv
-import fcntl
 import gzip
 import io
 import json
@@ -31,6 +30,11 @@ import numpy as np
 
 from helpers import BLAS, METRICS, Config, InputError
 from lib.files import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where tables are not locked
+    fcntl = None
 
 FIELDS = [f.name for f in fields(Config)]
 HISTORIES = [f"{metric}_history" for metric in METRICS]
@@ -88,10 +92,11 @@ class Column(NamedTuple):
 
 
 def whole(text):
-    """A whole number from 0."""
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    """A whole number from 0; pandas writes 20.0 in a column where a value is missing."""
+    found = re.fullmatch(r"([0-9]{1,18})(\.0)?", text)
+    if not found:
         raise ValueError
-    return int(text)
+    return int(found[1])
 
 
 def number(text, low=-math.inf, high=sys.float_info.max):
@@ -184,12 +189,15 @@ RESULTS = COLUMNS[COLUMNS.index("seconds") : COLUMNS.index("machine")]  # of tra
 
 
 @contextmanager
-def _lock(folder, how):
-    """Keep others from changing the tables of a folder meanwhile, if its file system has locks."""
+def _lock(folder, alone=False):
+    """Keep others from changing the tables of a folder meanwhile; with `alone` from reading them, too."""
+    if not fcntl:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, how)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
     finally:
         os.close(handle)
@@ -219,7 +227,7 @@ def store(path, data):
     While the file is replaced, the checksums of both are there: wherever this is stopped, what is left is in order.
     """
     path = Path(path)
-    with _lock(path.parent, fcntl.LOCK_EX):
+    with _lock(path.parent, alone=True):
         sums, new = _sums(path.parent), sha256(data).hexdigest()
         old = [sha256(path.read_bytes()).hexdigest()] if path.exists() else []
         _write_sums(path.parent, sums | {path.name: [*old, new]})
@@ -235,9 +243,9 @@ def fetch(path):
     """
     path = Path(path)
     try:
-        with _lock(path.parent, fcntl.LOCK_SH):
+        with _lock(path.parent):
             if path.stat().st_size > LIMIT:
-                raise InputError(f"{path} has {path.stat().st_size:,} bytes; allowed: {LIMIT:,}")
+                raise InputError(f"{path} has more than {LIMIT:,} bytes; allowed: a table; {REMEDY}")
             data, sums = path.read_bytes(), _sums(path.parent)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
@@ -311,12 +319,14 @@ def _lines(path, data):
         if data[:2] == b"\x1f\x8b":
             with gzip.open(io.BytesIO(data)) as file:
                 data = file.read(LIMIT + 1)
+        if len(data) > LIMIT:
+            raise InputError(f"{path} unpacks to more than {LIMIT:,} bytes; allowed: a table; {REMEDY}")
         text = data.decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); allowed: CSV in UTF-8; {REMEDY}") from None
-    if len(data) > LIMIT or not text.endswith("\n"):
-        raise InputError(f"{path} ends in the middle of a line, or is too long for a table; {REMEDY}")
+    if not text.endswith("\n"):
+        raise InputError(f"{path} ends in the middle of a line; allowed: whole lines; {REMEDY}")
     for i, line in enumerate(lines):
         if len(line) != len(lines[0]):
             raise InputError(f"{path}, row {i - 1} has {len(line)} cells; allowed: {len(lines[0])}; {REMEDY}")
@@ -397,8 +407,8 @@ def check_trial(row):
     state, length = row["state"], check_histories(row, row["epochs"])
     if state in ("failed", "running"):
         return
-    if (length == row["epochs"]) != (state == "complete"):
-        raise InputError(f"state is {state!r} after {length} of {row['epochs']} epochs; allowed: what fits")
+    if state == "complete" and length < row["epochs"]:
+        raise InputError(f"state is 'complete' after {length} of {row['epochs']} epochs; allowed: pruned, not finite")
     if state == "not finite" or not length:
         return
     accuracies = row["val_accuracy_history"]

@@ -120,7 +120,11 @@ def test_an_interruption_loses_only_what_was_not_finished(tmp_path, monkeypatch)
     assert list(study.load_study("small", tmp_path).seed) == [0]
 
 
-def test_a_row_that_was_made_up_is_found_out(tmp_path, counted):
+def test_a_row_that_was_made_up_is_found_out(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(study, "load_dataset", lambda name: small)
+    monkeypatch.setattr(
+        study, "train_all", lambda configs, **options: [train(one, small, **options) for one in configs]
+    )
     stored = study.study("small", [replace(SMALL, epochs=1)], tmp_path, test=True, store=True)
     again = study.rerun("small", 0, tmp_path)
     assert again["agrees"] and again["same_machine"] and again["row"] == 0
