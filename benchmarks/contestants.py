@@ -13,14 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import lib.dataset
-
 cpu_seconds = time.process_time  # on one thread, what the epoch takes where nothing else wants the core
 BEGAN = time.perf_counter()
 import numpy as np  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers  # noqa: E402
+import lib.dataset  # noqa: E402
 
 IMPORTED = time.perf_counter() - BEGAN
 
@@ -59,7 +58,7 @@ def floor(config, data, theta, order):
         yield cpu_seconds() - began, float("nan")
 
 
-def ours(config, data, theta, order):
+def ours(config, data, theta, order, backend="numpy"):
     """helpers.train, which calls back after each epoch; in a thread of its own it can wait there for the next round."""
     from queue import SimpleQueue
     from threading import Thread
@@ -74,9 +73,12 @@ def ours(config, data, theta, order):
     def run():
         try:
             if not go_on.get():
-                helpers.train(config, data, on_epoch)
+                helpers.train(config, data, on_epoch, backend=backend)
         finally:
             rows.put(None)
+
+    if backend == "compiled":
+        import lib.engine  # noqa: F401  compiled here, or read from its cache
 
     Thread(target=run, daemon=True).start()
     try:
@@ -90,6 +92,11 @@ def ours(config, data, theta, order):
             yield cpu_seconds() - began, row["train_loss"]
     finally:
         go_on.put("closed")
+
+
+def ours_compiled(config, data, theta, order):
+    """The same with the steps of lib/engine.py."""
+    return ours(config, data, theta, order, backend="compiled")
 
 
 def with_torch(config, data, theta, order, compiled=False):
@@ -299,6 +306,7 @@ def with_keras(config, data, theta, order):
 PEERS = {
     "floor": floor,
     "ours": ours,
+    "compiled": ours_compiled,
     "jax": with_jax,
     "torch": with_torch,
     "compile": with_compile,
