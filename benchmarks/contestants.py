@@ -23,6 +23,12 @@ import lib.dataset  # noqa: E402
 
 IMPORTED = time.perf_counter() - BEGAN
 
+
+def sizes_of(config):
+    """The widths of a network: 784 pixels, the hidden layers, 10 classes."""
+    return [784, *config.widths, 10]
+
+
 # ---------------------------------------------------------------------------------------------------------------- peers
 # A peer is a generator: peer(config, data, theta, order). It prepares and compiles, yields once, and then trains one
 # epoch and yields (CPU seconds, mean loss) each time it is resumed. theta: [W_1, b_1, W_2, b_2, ...], the first
@@ -31,7 +37,7 @@ IMPORTED = time.perf_counter() - BEGAN
 
 def floor(config, data, theta, order):
     """The bare matrix products of an epoch, into buffers allocated once: what no NumPy network can go below."""
-    rng, sizes, n = np.random.default_rng(0), config.sizes, len(data.x_train)
+    rng, sizes, n = np.random.default_rng(0), sizes_of(config), len(data.x_train)
     Ws, dWs = theta[::2], [np.empty_like(W) for W in theta[::2]]
 
     def buffers(batch):
@@ -113,7 +119,7 @@ def with_torch(config, data, theta, order, compiled=False):
     y_train = torch.from_numpy(data.y_train.astype(np.int64))
     n, batch = len(x_train), config.batch_size
     layers = []
-    for n_in, n_out in zip(config.sizes, config.sizes[1:]):
+    for n_in, n_out in zip(sizes_of(config), sizes_of(config)[1:]):
         layers += [nn.Linear(n_in, n_out), nn.Tanh()]
     model = nn.Sequential(*layers[:-1])
     parameters = list(model.parameters())
@@ -241,7 +247,7 @@ def with_sklearn(config, data, theta, order):
 
     x_train = data.x_train.astype(np.float32) / 255
     network = MLPClassifier(
-        config.sizes[1:-1],
+        sizes_of(config)[1:-1],
         activation="tanh",
         solver="sgd" if config.optimizer == "sgd" else "adam",
         alpha=0,
@@ -272,7 +278,7 @@ def with_keras(config, data, theta, order):
     import keras
 
     keras.utils.clear_session()
-    hidden = [keras.layers.Dense(size, activation="tanh") for size in config.sizes[1:-1]]
+    hidden = [keras.layers.Dense(size, activation="tanh") for size in sizes_of(config)[1:-1]]
     model = keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
     model.set_weights(theta)
     eta, betas = config.learning_rate, {"beta_1": config.beta1, "beta_2": config.beta2, "epsilon": config.epsilon}
@@ -339,7 +345,7 @@ def serve(name):
 def first_weights(config):
     """[W_1, b_1, W_2, b_2, ...] as helpers.train draws them."""
     rng = np.random.default_rng([config.seed, 0])
-    network = helpers.Network(config.sizes, config.activation, config.weight_init, rng)
+    network = helpers.Network(sizes_of(config), config.activation, config.weight_init, rng)
     return [array.copy() for pair in zip(network.W, network.b) for array in pair]
 
 
@@ -368,7 +374,7 @@ def first_load(_):
 def evaluation(args):
     """Evaluate a network on the 10,000 test images."""
     config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
-    network = helpers.Network(config.sizes)
+    network = helpers.Network(sizes_of(config))
     yield {}
     while True:
         began = time.perf_counter()
@@ -397,7 +403,7 @@ def training(args):
     n = args.get("n", len(data.x_train))
     few = {"x_val": data.x_val[:1000], "y_val": data.y_val[:1000]} if n < len(data.x_train) else {}
     data = dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n], **few)
-    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(config.sizes, config.sizes[1:]))
+    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(sizes_of(config), sizes_of(config)[1:]))
     yield {"parameters": parameters}
     used = {}
 

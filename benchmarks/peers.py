@@ -404,7 +404,7 @@ def report_growth(results, options):
             parameters, seconds, peak, private = (
                 results.median("growth", f"{shape} {n}", grows, q) for q in ("parameters", "seconds", "peak", "private")
             )
-            sizes = helpers.Config(**settings(shape)).sizes
+            sizes = [784, *helpers.Config(**settings(shape)).widths, 10]
             products = [n_in * n_out for n_in, n_out in zip(sizes, sizes[1:])]
             rate = 2 * n * (3 * sum(products) - products[0]) / seconds / 1e9  # there is no gradient of the images
             each = map(number, (seconds / n * 1e4, rate, peak, private))

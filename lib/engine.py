@@ -15,6 +15,7 @@ import os
 import tempfile
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -483,42 +484,43 @@ def take_steps(f, derivative, loss, step, theta, g, first, second, sizes, c, dec
 FLOPS_PER_CALL = 5e9  # some tenths of a second: an interruption is seen between two calls
 
 
-def compile_steps(config, network, state):
-    """Return what takes an epoch's steps for helpers.train, or None, with a warning, if only NumPy can take them.
+def compile_steps(config, data, network, state):
+    """Return what takes the steps of an epoch for helpers.train, or None, with a warning, if only NumPy can take them.
 
     state: the arrays of the optimiser, by name, which the steps update in place.
     """
     functions = FUNCTIONS.get((getattr(network, "f", None), getattr(network, "derivative", None)))
     loss = LOSSES.get(helpers.LOSSES[config.loss])
     step = STEPS.get(helpers.OPTIMIZERS[config.optimizer])
-    missing = {
+    reasons = {
         f"the network is a {type(network).__name__}": type(network) is not helpers.Network,
         f"theta is {network.theta.dtype}": network.theta.dtype != np.float32,
+        f"x_train is {data.x_train.dtype}": data.x_train.dtype != np.uint8,
         f"activation {config.activation} has no compiled twin": functions is None,
         f"loss {config.loss} has no compiled twin": loss is None,
         f"optimizer {config.optimizer} has no compiled twin": step is None,
     }
-    for reason, true in missing.items():
-        if true:
-            warnings.warn(f"{reason}: this training runs in NumPy", stacklevel=3)
-            return None
+    if why := [reason for reason, holds in reasons.items() if holds]:
+        warnings.warn(f"{why[0]}: this training runs in NumPy", stacklevel=4)
+        return None
+    network.forward(data.x_train[:1])  # raises InputError for images that do not fit, which compiled code cannot see
     first, second = [*state.values(), np.empty(0, np.float32), np.empty(0, np.float32)][:2]
     c = Settings(*(getattr(config, name) for name in Settings._fields))
     fixed = *functions, loss, step, network.theta, network.gradient, first, second, np.array(network.sizes), c
+    return partial(_steps, fixed)
 
-    def steps(config, data, network, step, order, t):
-        """Take the steps of an epoch from step t + 1 on; return its train_loss and its train_accuracy."""
-        batch = min(config.batch_size, len(order))
-        images, labels = np.ascontiguousarray(data.x_train), data.y_train[order].astype(np.int64)
-        rows = batch * max(1, int(FLOPS_PER_CALL / (6 * batch * network.theta.size)))
-        total = right = 0
-        for i in range(0, len(order), rows):
-            some = slice(i, i + rows)
-            one = take_steps(*fixed, config.weight_decay, t + i // batch, images, labels[some], order[some], batch)
-            if not math.isfinite(one[2]):
-                return {"train_loss": one[2]}
-            total += one[0]
-            right += one[1]
-        return {"train_loss": total / len(order), "train_accuracy": right / len(order)}
 
-    return steps
+def _steps(fixed, config, data, network, _, order, t):
+    """Take a step for each batch of images in this order, after t steps; return the mean loss and the accuracy."""
+    batch = min(config.batch_size, len(order))
+    images, labels = np.ascontiguousarray(data.x_train), data.y_train[order].astype(np.int64)
+    rows = batch * max(1, int(FLOPS_PER_CALL / (6 * batch * network.theta.size)))
+    total = right = 0
+    for i in range(0, len(order), rows):
+        some = slice(i, i + rows)
+        one = take_steps(*fixed, config.weight_decay, t + i // batch, images, labels[some], order[some], batch)
+        if not math.isfinite(one[2]):
+            return one[2], 0.0
+        total += one[0]
+        right += one[1]
+    return total / len(order), right / len(order)

@@ -54,7 +54,7 @@ def distances(config, data, compiled, sizes=None):
 
     def network(dtype):
         rng = np.random.default_rng([config.seed, 0])
-        return Network(sizes or config.sizes, config.activation, config.weight_init, rng, dtype)
+        return Network(sizes or [784, *config.widths, 10], config.activation, config.weight_init, rng, dtype)
 
     start, exact = network(np.float64).theta, network(np.float64)
     ended = train(config, data, network=exact)
@@ -133,7 +133,7 @@ def test_the_same_bits_however_many_steps_a_call_takes(small, tiny_config, compi
 def test_the_gradient_is_left_in_the_network(small, tiny_config, compiled):
     config = tiny_config(batch_size=300, epochs=1, weight_decay=0.1, optimizer="sgd")
     network = compiled(config, small).network
-    before = Network(config.sizes, config.activation, config.weight_init, np.random.default_rng([config.seed, 0]))
+    before = helpers.new_network(config, small)
     before.objective(small.x_train, small.y_train, config.loss, config.weight_decay)
     assert network.gradient == pytest.approx(before.gradient, rel=1e-4, abs=1e-7)
 
@@ -141,7 +141,8 @@ def test_the_gradient_is_left_in_the_network(small, tiny_config, compiled):
 # --------------------------------------------------------------------------------------------------------- approximations
 
 
-def our_fit(top=9.02, degree=4, points=4000, rounds=200):
+@helpers.BLAS.wrap(limits=1, user_api="blas")
+def our_fit(top=9.02, degree=4, points=1000, rounds=200):
     """P and Q with the smallest relative error of x P(x^2) / Q(x^2) for tanh(x), 0 < x < top; Q begins with 1.
 
     Least squares for P - Q tanh(x)/x, which is linear in the coefficients; weights grow where the error is large.
@@ -298,7 +299,7 @@ def test_an_entry_that_replaces_one_of_ours_trains_in_numpy(small, tiny_config, 
 
 def test_a_float64_network_trains_in_numpy(small, tiny_config, engine):
     config = tiny_config()
-    networks = [Network(config.sizes, rng=np.random.default_rng(0), dtype=np.float64) for _ in range(2)]
+    networks = [Network([784, *config.widths, 10], rng=np.random.default_rng(0), dtype=np.float64) for _ in range(2)]
     with pytest.warns(UserWarning, match="theta is float64: this training runs in NumPy"):
         train(config, small, network=networks[0], backend="compiled")
     train(config, small, network=networks[1])
