@@ -42,6 +42,11 @@ def identity(z):
     """f(z) = z."""
 
 
+def identity_derivative(a, out):
+    """f'(z) = 1."""
+    out.fill(1)
+
+
 def sigmoid(z):
     """f(z) = 1 / (1 + exp(-z)), written as (1 + tanh(z/2)) / 2, which overflows nowhere."""
     z *= 0.5
@@ -72,11 +77,16 @@ def relu(z):
     np.maximum(z, 0, out=z)
 
 
+def relu_derivative(a, out):
+    """f'(z) = 1 if a > 0, else 0."""
+    np.greater(a, 0, out=out)
+
+
 ACTIVATIONS = {  # name: (f, f')
-    "identity": (identity, lambda a, out: out.fill(1)),
+    "identity": (identity, identity_derivative),
     "sigmoid": (sigmoid, sigmoid_derivative),
     "tanh": (tanh, tanh_derivative),
-    "ReLU": (relu, lambda a, out: np.greater(a, 0, out=out)),
+    "ReLU": (relu, relu_derivative),
 }
 
 
@@ -566,7 +576,9 @@ def new_network(config, data):
 
 
 @BLAS.wrap(limits=1, user_api="blas")
-def train(config, data, on_epoch=None, *, network=None, keep_best=False, patience=None, checkpoint=None):
+def train(
+    config, data, on_epoch=None, *, network=None, keep_best=False, patience=None, checkpoint=None, backend="numpy"
+):
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
@@ -574,6 +586,7 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy.
     checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
+    backend: what takes the steps, "numpy" or "compiled" (lib/engine.py, which needs Numba).
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
     Raises InputError for data that do not fit the network, and for a checkpoint or an optimiser that cannot be resumed.
@@ -584,6 +597,8 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
     if patience is not None:
         patience = number("patience", patience, int, "[1, inf)")
     step, state = make_optimizer(network.theta, config)
+    compiled = choice("backend", backend, ("numpy", "compiled")) == "compiled"
+    steps = compiled and import_module("lib.engine").compile_steps(config, data, network, state) or _steps
     best_theta = network.theta.copy()
     history = []
     save = None
@@ -592,7 +607,7 @@ def train(config, data, on_epoch=None, *, network=None, keep_best=False, patienc
             resumed = import_module("lib.files").resumed  # nothing else here needs a file
             history, save = stack.enter_context(resumed(checkpoint, config, data, network, best_theta, state))
         while not (stopped := _finished(history, config.epochs, patience)):
-            row = _epoch(config, data, network, step, epoch=len(history) + 1)
+            row = _epoch(config, data, network, step, steps, epoch=len(history) + 1)
             if bad := [name for name, value in row.items() if not math.isfinite(value)]:
                 stopped = f"{bad[0]} not finite in epoch {row['epoch']}"
                 break
@@ -617,30 +632,36 @@ def _finished(history, epochs, patience):
         return f"no better val_accuracy for {patience} epochs"
 
 
-def _epoch(config, data, network, step, epoch):
+def _epoch(config, data, network, step, steps, epoch):
     """Train for one pass over the images in a seeded order, then validate; return a row of the history."""
     began = time.perf_counter()
-    n = len(data.x_train)
-    size = config.batch_size
-    loss = LOSSES[config.loss]
-    order = np.random.default_rng([config.seed, epoch]).permutation(n)
-    labels = data.y_train[order]
-    logits = np.empty((n, network.sizes[-1]), network.theta.dtype)
-    t = (epoch - 1) * -(-n // size)
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(data.x_train))
+    t = (epoch - 1) * -(-len(order) // config.batch_size)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a loss that overflows is found and named
-        for i in range(0, n, size):
-            x = data.x_train.take(order[i : i + size], axis=0, mode="clip")  # clip: unchecked
-            value, logits[i : i + size] = network.descend(x, labels[i : i + size], loss, config.weight_decay)
-            if not math.isfinite(value):
-                return {"epoch": epoch, "train_loss": value}
-            t += 1
-            step(network.gradient, t, config.learning_rate, value)
+        train_loss, train_accuracy = steps(config, data, network, step, order, t)
         step_seconds = time.perf_counter() - began
-        train_loss, _ = loss(logits, labels)  # without the decay term, which `value` above contains
+        if not math.isfinite(train_loss):
+            return {"epoch": epoch, "train_loss": train_loss}
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
-    train_accuracy = float(np.mean(logits.argmax(axis=1) == labels))
     row = {"epoch": epoch} | dict(zip(METRICS, (train_loss, train_accuracy, val_loss, val_accuracy)))
     return row | {"seconds": time.perf_counter() - began, "step_seconds": step_seconds}
+
+
+def _steps(config, data, network, step, order, t):
+    """Take a step per batch, after t steps; return the mean loss and the accuracy, or a loss that is not finite."""
+    loss = LOSSES[config.loss]
+    labels = data.y_train[order]
+    logits = np.empty((len(order), network.sizes[-1]), network.theta.dtype)
+    for i in range(0, len(order), config.batch_size):
+        batch = slice(i, i + config.batch_size)
+        x = data.x_train.take(order[batch], axis=0, mode="clip")  # clip: unchecked
+        value, logits[batch] = network.descend(x, labels[batch], loss, config.weight_decay)
+        if not math.isfinite(value):
+            return value, 0.0
+        t += 1
+        step(network.gradient, t, config.learning_rate, value)
+    train_loss, _ = loss(logits, labels)  # without the decay term, which `value` above contains
+    return train_loss, float(np.mean(logits.argmax(axis=1) == labels))
 
 
 def save_network(path, network):

@@ -13,16 +13,21 @@ import tempfile
 import time
 from pathlib import Path
 
-import lib.dataset
-
 cpu_seconds = time.process_time  # on one thread, what the epoch takes where nothing else wants the core
 BEGAN = time.perf_counter()
 import numpy as np  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import helpers  # noqa: E402
+import lib.dataset  # noqa: E402
 
 IMPORTED = time.perf_counter() - BEGAN
+
+
+def sizes_of(config):
+    """The widths of a network: 784 pixels, the hidden layers, 10 classes."""
+    return [784, *config.widths, 10]
+
 
 # ---------------------------------------------------------------------------------------------------------------- peers
 # A peer is a generator: peer(config, data, theta, order). It prepares and compiles, yields once, and then trains one
@@ -32,7 +37,7 @@ IMPORTED = time.perf_counter() - BEGAN
 
 def floor(config, data, theta, order):
     """The bare matrix products of an epoch, into buffers allocated once: what no NumPy network can go below."""
-    rng, sizes, n = np.random.default_rng(0), config.sizes, len(data.x_train)
+    rng, sizes, n = np.random.default_rng(0), sizes_of(config), len(data.x_train)
     Ws, dWs = theta[::2], [np.empty_like(W) for W in theta[::2]]
 
     def buffers(batch):
@@ -59,7 +64,7 @@ def floor(config, data, theta, order):
         yield cpu_seconds() - began, float("nan")
 
 
-def ours(config, data, theta, order):
+def ours(config, data, theta, order, backend="numpy"):
     """helpers.train, which calls back after each epoch; in a thread of its own it can wait there for the next round."""
     from queue import SimpleQueue
     from threading import Thread
@@ -74,9 +79,12 @@ def ours(config, data, theta, order):
     def run():
         try:
             if not go_on.get():
-                helpers.train(config, data, on_epoch)
+                helpers.train(config, data, on_epoch, backend=backend)
         finally:
             rows.put(None)
+
+    if backend == "compiled":
+        import lib.engine  # noqa: F401  compiled here, or read from its cache
 
     Thread(target=run, daemon=True).start()
     try:
@@ -90,6 +98,11 @@ def ours(config, data, theta, order):
             yield cpu_seconds() - began, row["train_loss"]
     finally:
         go_on.put("closed")
+
+
+def ours_compiled(config, data, theta, order):
+    """The same with the steps of lib/engine.py."""
+    return ours(config, data, theta, order, backend="compiled")
 
 
 def with_torch(config, data, theta, order, compiled=False):
@@ -106,7 +119,7 @@ def with_torch(config, data, theta, order, compiled=False):
     y_train = torch.from_numpy(data.y_train.astype(np.int64))
     n, batch = len(x_train), config.batch_size
     layers = []
-    for n_in, n_out in zip(config.sizes, config.sizes[1:]):
+    for n_in, n_out in zip(sizes_of(config), sizes_of(config)[1:]):
         layers += [nn.Linear(n_in, n_out), nn.Tanh()]
     model = nn.Sequential(*layers[:-1])
     parameters = list(model.parameters())
@@ -234,7 +247,7 @@ def with_sklearn(config, data, theta, order):
 
     x_train = data.x_train.astype(np.float32) / 255
     network = MLPClassifier(
-        config.sizes[1:-1],
+        sizes_of(config)[1:-1],
         activation="tanh",
         solver="sgd" if config.optimizer == "sgd" else "adam",
         alpha=0,
@@ -265,7 +278,7 @@ def with_keras(config, data, theta, order):
     import keras
 
     keras.utils.clear_session()
-    hidden = [keras.layers.Dense(size, activation="tanh") for size in config.sizes[1:-1]]
+    hidden = [keras.layers.Dense(size, activation="tanh") for size in sizes_of(config)[1:-1]]
     model = keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
     model.set_weights(theta)
     eta, betas = config.learning_rate, {"beta_1": config.beta1, "beta_2": config.beta2, "epsilon": config.epsilon}
@@ -299,6 +312,7 @@ def with_keras(config, data, theta, order):
 PEERS = {
     "floor": floor,
     "ours": ours,
+    "compiled": ours_compiled,
     "jax": with_jax,
     "torch": with_torch,
     "compile": with_compile,
@@ -331,7 +345,7 @@ def serve(name):
 def first_weights(config):
     """[W_1, b_1, W_2, b_2, ...] as helpers.train draws them."""
     rng = np.random.default_rng([config.seed, 0])
-    network = helpers.Network(config.sizes, config.activation, config.weight_init, rng)
+    network = helpers.Network(sizes_of(config), config.activation, config.weight_init, rng)
     return [array.copy() for pair in zip(network.W, network.b) for array in pair]
 
 
@@ -360,7 +374,7 @@ def first_load(_):
 def evaluation(args):
     """Evaluate a network on the 10,000 test images."""
     config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
-    network = helpers.Network(config.sizes)
+    network = helpers.Network(sizes_of(config))
     yield {}
     while True:
         began = time.perf_counter()
@@ -389,7 +403,7 @@ def training(args):
     n = args.get("n", len(data.x_train))
     few = {"x_val": data.x_val[:1000], "y_val": data.y_val[:1000]} if n < len(data.x_train) else {}
     data = dataclasses.replace(data, x_train=data.x_train[:n], y_train=data.y_train[:n], **few)
-    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(config.sizes, config.sizes[1:]))
+    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(sizes_of(config), sizes_of(config)[1:]))
     yield {"parameters": parameters}
     used = {}
 

@@ -22,18 +22,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import lib.dataset
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 import helpers  # noqa: E402
+import lib.dataset  # noqa: E402
 
 SHAPES = ("6x128/128", "5x128/64", "5x128/16", "4x64/32", "3x32/64", "3x32/16")  # hidden layers x width / batch size
 OPTIMIZERS = {"rmsprop": 1e-3, "sgd": 0.1, "adam": 1e-3, "nadam": 1e-3}  # with the learning rate each is run at
 PEERS = {  # name: (label, packages whose versions the report names)
     "floor": ("matrix products", ["numpy"]),
     "ours": ("helpers.py", ["numpy"]),
+    "compiled": ("helpers.py compiled", ["numba"]),
     "jax": ("JAX", ["jax"]),
     "torch": ("torch eager", ["torch"]),
     "compile": ("torch.compile", ["torch"]),
@@ -43,6 +43,7 @@ PEERS = {  # name: (label, packages whose versions the report names)
 LABELS = {name: label for name, (label, _) in PEERS.items()}
 STYLES = {  # Okabe and Ito's colours, which colour-blind readers tell apart, and a marker each
     "ours": ("#D55E00", "o"),
+    "compiled": ("#000000", "*"),
     "jax": ("#0072B2", "s"),
     "torch": ("#009E73", "^"),
     "compile": ("#56B4E9", "v"),
@@ -403,7 +404,7 @@ def report_growth(results, options):
             parameters, seconds, peak, private = (
                 results.median("growth", f"{shape} {n}", grows, q) for q in ("parameters", "seconds", "peak", "private")
             )
-            sizes = helpers.Config(**settings(shape)).sizes
+            sizes = [784, *helpers.Config(**settings(shape)).widths, 10]
             products = [n_in * n_out for n_in, n_out in zip(sizes, sizes[1:])]
             rate = 2 * n * (3 * sum(products) - products[0]) / seconds / 1e9  # there is no gradient of the images
             each = map(number, (seconds / n * 1e4, rate, peak, private))

@@ -56,7 +56,7 @@ def imports(path):
 
 
 PROGRAMS = {path.stem for path in ROOT.glob("*.py")} - {"helpers"}
-OPTIONAL = {"tensorflow", "numba"}
+OPTIONAL = {"tensorflow", "numba", "llvmlite"}
 
 
 def test_every_import_is_in_the_requirements():
