@@ -43,7 +43,7 @@ def _allowed(f):
 FLAGS = {  # name: (default, meaning, what is allowed)
     "wandb_project": (PROJECT, "W&B project", PROJECT_NAMES),
     "wandb_entity": ("the account's own", "W&B user or team", "a name"),
-    **{f.name: (f.default, f.metadata["meaning"], _allowed(f)) for f in fields(Config)},
+    **{f.name: (getattr(Config(), f.name), f.metadata["meaning"], _allowed(f)) for f in fields(Config)},
     "wandb_mode": ("$WANDB_MODE, `wandb disabled`, online with a key, or offline", "how W&B logs", ", ".join(MODES)),
     "checkpoint": ("none", "written after each epoch; if it exists, training goes on from there", "a file"),
     "save": ("none", "where the network of the best epoch goes", "a file"),

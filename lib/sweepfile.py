@@ -262,6 +262,7 @@ def _space(parameters):
             space[name] = _distribution(name, parameters[name])
         except (ValueError, TypeError, OverflowError) as error:  # Config's, Optuna's and ours
             raise InputError(f"parameters.{name} is {shown(spec)}: {error}{_hint(spec)}") from None
+    _check_widths(space)
     return space
 
 
@@ -304,21 +305,31 @@ def _distribution(name, spec):
 
 
 def _choices(name, values):
-    """The values of a parameter as Config spells them, and as Optuna takes them: no lists."""
-    values = [_accepted(name, value) for value in values] if isinstance(values, list) else []
-    if not values or len(set(values)) < len(values):
+    """The values of a parameter as Config spells them; lists, of hidden_size, as texts: Optuna has no lists."""
+    accepted = [_accepted(name, value) for value in values] if isinstance(values, list) else []
+    choices = [str(value) if isinstance(value, list) else known for value, known in zip(values, accepted)]
+    if not choices or len(set(choices)) < len(choices):
         raise InputError("allowed: a list of different values")
-    return [",".join(map(str, value)) if isinstance(value, tuple) else value for value in values]
+    return choices
 
 
 def _accepted(name, value):
     """The value as its field of Config spells it. Raises InputError if it does not accept it."""
-    return getattr(Config(**{name: tuple(value) if isinstance(value, list) else value}), name)
+    return getattr(Config(**{name: value}), name)
 
 
 def _decoded(name, value):
-    """A value of Optuna's as Config takes it: the widths of several layers are a text there."""
+    """A value of Optuna's as Config takes it: hidden_size may be the text of a list."""
     return widths(value) if name == "hidden_size" and isinstance(value, str) else value
+
+
+def _check_widths(space):
+    """Raise InputError if a hidden_size of several layers meets another number of layers."""
+    sizes = space["hidden_size"].choices if isinstance(space.get("hidden_size"), CategoricalDistribution) else []
+    lengths = {len(widths(size)) for size in sizes if isinstance(size, str)}
+    if lengths and "num_layers" in space and not lengths == set(choices(space["num_layers"])):
+        sentence = f"parameters.num_layers is there beside lists of {sorted(lengths)} in hidden_size"
+        raise InputError(f"{sentence}; allowed: without it, as a list says how many layers there are")
 
 
 def _check_exponents(name, kind, low, high):

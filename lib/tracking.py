@@ -16,6 +16,7 @@ import numpy as np
 
 from helpers import METRICS, InputError, save_network, train
 from lib.cli import Unsaved, say
+from lib.files import read_npz
 
 PROJECT = "CS6910_Assignment_1"
 PROJECT_NAMES = "1 to 128 characters, none of /\\#?%:"
@@ -229,8 +230,7 @@ def _train(config, data, log, on_epoch, network, checkpoint):
         if row["epoch"] == len(logged) + 1:
             record([row])
         else:  # resumed: the checkpoint, which train has accepted, holds this row and all before
-            with np.load(checkpoint) as saved:
-                record(json.loads(str(saved["about"]))["history"])
+            record(json.loads(str(read_npz(checkpoint, "a checkpoint", {"about"})["about"]))["history"])
         return (on_epoch and on_epoch(row)) or log.stopped
 
     try:

@@ -80,6 +80,13 @@ BAD = [
     (parameter("optimizer", values=["nag", "nesterov"]), "optimizer"),
     (parameter("optimizer", values=["adam", "adagrad"]), "adagrad"),
     (parameter("optimizer", values="adam"), "optimizer"),
+    (parameter("optimizer", values=["adam", "Adam"]), "optimizer.*different"),
+    (parameter("hidden_size", values=[[64, 0], 32]), "hidden_size is 0"),
+    (parameter("hidden_size", values=[[], 32]), "hidden_size"),
+    (parameter("hidden_size", values=[[[64]], 32]), "hidden_size"),
+    (parameter("hidden_size", values=[[64, 32], [64, 32]]), "hidden_size.*different"),
+    ({"parameters": {"hidden_size": {"values": [[64, 32], 8]}, "num_layers": {"values": [2, 3]}}}, "num_layers"),
+    (parameter("epochs", values=[[3, 2]]), "epochs"),
     (parameter("optimizer", values=[["adam"]]), "optimizer"),
     (parameter("epochs", parameters={"a": {"value": 1}}), "parameters"),
     (parameter("epochs", min=5, max=3), "epochs"),
@@ -282,14 +289,20 @@ def test_train_py_reads_what_the_macros_of_a_command_become(args, write):
     from wandb.sdk.launch.sweeps import utils
 
     read_sweep(write(definition(command=["${interpreter}", "${program}", args])))
-    given = {"epochs": {"value": 3}, "learning_rate": {"value": 0.01}, "optimizer": {"value": "nag"}}
+    given = {"epochs": {"value": 3}, "learning_rate": {"value": 0.01}, "hidden_size": {"value": [64, 32]}}
     argv = utils.create_sweep_command_args({"args": given})[args[2:-1]]
-    assert train.read_config(train.parse(argv)) == Config(epochs=3, learning_rate=0.01, optimizer="nag")
+    assert train.read_config(train.parse(argv)) == Config(epochs=3, learning_rate=0.01, hidden_size=(64, 32))
 
 
 GOOD = [  # a parameter, and what it may become
     ({"epochs": {"value": 3}}, lambda c: c.epochs == 3),
-    ({"optimizer": {"values": ["nesterov", "adam"]}}, lambda c: c.optimizer in ("nag", "adam")),
+    ({"optimizer": {"values": ["Nesterov", "Adam"]}}, lambda c: c.optimizer in ("nag", "adam")),
+    ({"activation": {"value": "relu"}}, lambda c: c.activation == "ReLU"),
+    (
+        {"hidden_size": {"values": [[64, 32], [16, 16, 16], [8], 24]}},
+        lambda c: c.widths in ([64, 32], [16] * 3, [8], [24] * 4),
+    ),
+    ({"hidden_size": {"value": [64, 32]}, "num_layers": {"value": 2}}, lambda c: c.widths == [64, 32]),
     ({"num_layers": {"min": 2, "max": 4}}, lambda c: c.num_layers in (2, 3, 4)),
     ({"num_layers": {"distribution": "int_uniform", "min": 0, "max": 1}}, lambda c: c.num_layers in (0, 1)),
     ({"momentum": {"min": 0.5, "max": 0.9}}, lambda c: 0.5 <= c.momentum <= 0.9),
@@ -349,6 +362,26 @@ def test_bayes_learns_from_the_trials_before_it(write):
     late = trials[20:]
     assert np.mean([one.params["optimizer"] == "adam" for one in late]) > 0.7
     assert np.median([abs(one.params[LR] - 0.3) for one in late]) < 0.15
+
+
+def test_bayes_makes_low_what_is_to_be_low(write):
+    metric = {"name": "val_loss", "goal": "minimize"}
+    parameters = {LR: {"min": 0.0001, "max": 1.0}}
+    given, trials = read_sweep(write(definition(method="bayes", metric=metric, parameters=parameters))), []
+    assert given.sign == -1
+    for _ in range(40):
+        params = suggest(given, trials, 0)
+        one = {"params": params, "distributions": given.space, "value": abs(params[LR] - 0.3)}
+        trials.append(optuna.trial.create_trial(**one))
+    assert np.median([abs(one.params[LR] - 0.3) for one in trials[20:]]) < 0.15
+
+
+@pytest.mark.parametrize("kind, low, high", [("q_log_uniform", 2.0794, 6.9315), ("q_log_uniform_values", 8, 1024)])
+def test_a_logarithmic_range_in_steps_is_drawn_by_orders_of_magnitude(kind, low, high, write):
+    spec = {"distribution": kind, "min": low, "max": high, "q": 8}
+    given = read_sweep(write(definition(parameters={"batch_size": spec})))
+    sizes = [given.config(suggest(given, [None] * n, 0)).batch_size for n in range(60)]
+    assert 0.3 < np.mean(np.array(sizes) < 90) < 0.7  # the middle of the logarithms; drawn linearly, 8 of 100 are
 
 
 def test_the_grid_is_walked_whole_each_point_once(write):
