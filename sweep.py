@@ -61,10 +61,10 @@ def run(
             whole(flag, value, low)
     sweep = read_sweep(file, count, quick)
     if engine == "wandb":
-        if is_disabled():
-            raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         if workers or storage or seed:
             raise InputError("--workers, --storage and --seed are for --engine local; start further agents instead")
+        if is_disabled():
+            raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         table = _run_on_wandb(sweep)
     else:
         mode = os.environ.get("WANDB_MODE") or ("disabled" if is_disabled() else "offline")

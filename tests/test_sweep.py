@@ -701,6 +701,7 @@ def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
     import wandb
 
     server = FakeServer()
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(wandb, "sweep", server.create)
     monkeypatch.setattr(wandb, "agent", server.agent)
     monkeypatch.setattr(wandb, "Api", lambda: server)
@@ -722,9 +723,22 @@ def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
     assert "sweep.py: W&B: 'no answer'" in capsys.readouterr().err.splitlines()
 
 
-def test_wandb_without_a_key_ends_in_a_sentence(write):
-    status, out, err = process(write(definition()), "--engine", "wandb")
-    assert status == 2 and not out and err.count("\n") == 1 and "W&B: No API key" in err
+@pytest.mark.parametrize("mode, said", [("online", "W&B: No API key"), ("disabled", "while W&B is disabled")])
+def test_wandb_without_a_key_or_disabled_ends_in_a_sentence(mode, said, write):
+    status, out, err = process(write(definition()), "--engine", "wandb", env=os.environ | {"WANDB_MODE": mode})
+    assert status == 2 and not out and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize("mode, obeyed", [("disabled", "disabled"), ("offline", "offline"), ("online", "offline")])
+def test_a_sweep_here_is_offline_unless_wandb_is_disabled(mode, obeyed, write, monkeypatch, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")  # what `wandb disabled` writes
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sweep; "
+    code += "sweep.supervise = lambda ledger, workers, storage, name, mode, *_: print(mode, workers, ledger.seed); "
+    code += f"sweep.run('{write(definition())}', workers=3, seed=5, folder='.', load=print)"
+    env = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[1:] == [f"{obeyed} 3 5"] and not done.stderr
 
 
 # -------------------------------------------------------------------------------------------------------- our own tables
