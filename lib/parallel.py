@@ -1,9 +1,12 @@
 """Trainings side by side, each in a process of its own."""
 
 import os
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask
 from threading import Thread
 
 import cloudpickle
@@ -27,13 +30,30 @@ def train_all(configs, processes=None, **options):
         orders = [cloudpickle.dumps((families, config, options)) for config in configs]
     except Exception as error:  # each object that cannot be pickled has its own
         raise InputError(f"an entry of {', '.join(FAMILIES)} cannot be sent to another process: {error}") from None
+    others = set(active_children())
     with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+        with _deaf_to_ctrl_c():
+            waiting = deque(pool.submit(_train_one, order) for order in orders)
         try:
-            yield from pool.map(_train_one, orders)
+            while waiting:
+                yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise InputError(
-                "a process that trained has died; allowed: fewer side by side, if memory ran out"
-            ) from None
+            sentence = "a process that trained has died; allowed: fewer side by side, if memory ran out"
+            raise InputError(sentence) from None
+        finally:
+            if waiting:  # interrupted, or nobody wants the rest: do not wait for it
+                for process in set(active_children()) - others:
+                    process.kill()
+
+
+@contextmanager
+def _deaf_to_ctrl_c():
+    """Let the processes started in here not be interrupted by Ctrl-C, which a terminal sends to all: we end them."""
+    before = pthread_sigmask(SIG_BLOCK, {SIGINT})
+    try:
+        yield
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
 
 
 def end_with_parent():

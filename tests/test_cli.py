@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers import InputError
@@ -161,3 +164,47 @@ def test_help_says_what_a_status_means(name, capsys):
 def test_help_is_there_without_docstrings():
     done = subprocess.run([sys.executable, "-OO", ROOT / "train.py", "-h"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(cli.describe("train.py"))
+
+
+def group(process):
+    """The process group of a process, or None if it has just ended."""
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+TEAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from helpers import Config
+from lib.cli import answer
+from lib.parallel import train_all
+
+
+def work(argv):
+    print("ready", flush=True)
+    return {{"n": len(list(train_all([Config(epochs=10**6, seed=seed) for seed in range(4)], 2)))}}
+
+
+if __name__ == "__main__":
+    sys.exit(answer("team.py", "", None, work))
+"""
+
+
+@pytest.mark.parametrize("wait", [0.5, 6])  # while the workers import, and while they train
+def test_ctrl_c_ends_trainings_side_by_side_with_one_sentence(wait, tmp_path):
+    (tmp_path / "team.py").write_text(TEAM)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen([sys.executable, tmp_path / "team.py"], preexec_fn=heed, **pipes) as running:
+        try:
+            assert running.stdout.readline() == "ready\n"
+            time.sleep(wait)
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+            sentence = "team.py: interrupted; the same command goes on from here\n"
+            assert running.communicate(timeout=60) == ("", sentence) and running.returncode == 130
+        finally:
+            running.kill()
+    left = [one for one in psutil.process_iter() if one.status() != psutil.STATUS_ZOMBIE and group(one) == running.pid]
+    assert not psutil.wait_procs(left, timeout=20)[1]
