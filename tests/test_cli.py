@@ -167,10 +167,10 @@ def test_help_is_there_without_docstrings():
 
 
 def group(process):
-    """The process group of a process, or None if it has just ended."""
+    """The process group of a process, or None if it has ended."""
     try:
-        return os.getpgid(process.pid)
-    except ProcessLookupError:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return None
 
 
@@ -206,5 +206,5 @@ def test_ctrl_c_ends_trainings_side_by_side_with_one_sentence(wait, tmp_path):
             assert running.communicate(timeout=60) == ("", sentence) and running.returncode == 130
         finally:
             running.kill()
-    left = [one for one in psutil.process_iter() if one.status() != psutil.STATUS_ZOMBIE and group(one) == running.pid]
+    left = [one for one in psutil.process_iter() if group(one) == running.pid]
     assert not psutil.wait_procs(left, timeout=20)[1]
