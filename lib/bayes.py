@@ -22,10 +22,10 @@ class _HandedOver(optuna.storages.InMemoryStorage):
 
 
 def suggest_bayes(space, trials, seed, maximize):
-    """Return the parameters that TPESampler(seed, multivariate=True) suggests after these trials, running ones included.
+    """Return what TPESampler(seed=seed, multivariate=True) suggests after these trials, running ones included.
 
-    The result is that of `study.add_trials(trials)` and `study.ask(space)` on a new study. Every trial has all parameters
-    of `space`, so what Optuna would look up in all of them is known.
+    The result is that of `study.add_trials(trials)` and `study.ask(space)` on a new study. Every trial has every
+    parameter of `space`, so what Optuna would look up in all of them is known.
     """
     trials = [_numbered(trial, number) for number, trial in enumerate(trials)]
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
