@@ -95,36 +95,36 @@ class Ledger:
         """
         self.name = name
         self._parent = parent
+        self._watched = {}  # {id: (last sign of life, when we first saw it)} of trials whose owners are out of sight
         with errors_as_sentences(storage):
             self._database = Database(storage, name, begin=sweep is not None)
-            if sweep:
-                with self._database.alone(name) as connection, self._database.writing(connection):
-                    self._begin(connection, sweep, seed)
-            with self._database.engine.connect() as connection:
-                study_id, about = self._find(connection)
+            with self._database.alone(name) if sweep else self._database.engine.connect() as connection:
+                self._study_id, about = self._find(connection, begin=sweep is not None)
+                self._history = rows.History(self._study_id)
+                self._read(connection)
+                if sweep:
+                    about = self._begin(connection, about, {**sweep.definition, "seed": seed}, sweep.sign)
             self.storage = self._database.optuna
             self.study = optuna.load_study(storage=self.storage, study_name=name)
-        self._study_id = study_id
-        self._history = rows.History(study_id)
-        self._watched = {}  # {id: (last sign of life, when we first saw it)} of trials whose owners are out of sight
         self.seed = about.pop("seed")
         self.token = about.pop("token")  # tells its runs in W&B from others'
         self.sweep = check_sweep(about)
 
-    def _begin(self, connection, sweep, seed):
-        """Enter the sweep, or make sure that it is the one that was begun, but for the number of trials."""
-        now = {**sweep.definition, "seed": seed}
-        study_id, then = self._find(connection, begin=True)
-        if study_id is None:
-            direction = StudyDirection.MAXIMIZE if sweep.sign > 0 else StudyDirection.MINIMIZE
-            study_id = rows.enter_study(connection, self.name, direction)
-            then = {**now, "token": uuid.uuid4().hex[:8]}
-        for key in (now.keys() | then.keys()) - {"run_cap", "description", "token"}:
+    def _begin(self, connection, then, now, sign):
+        """Enter the sweep, or make sure that it is the one that was begun, but for the number of trials; return it."""
+        url = self._database.url
+        for key in (now.keys() | then.keys()) - {"run_cap", "description", "token"} if then else ():
             if now.get(key) != then.get(key):
-                url = self._database.url
                 raise InputError(f"{key} is not what {self.name!r} was begun with in {url!r}; allowed: another name")
-        now["token"] = then["token"]
-        rows.set_attributes(connection, rows.STUDY_ATTRIBUTES, study_id, about=now)
+        now["token"] = then["token"] if then else uuid.uuid4().hex[:8]
+        if now != then:
+            with self._database.writing(connection):
+                if not then:
+                    direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
+                    self._study_id = rows.enter_study(connection, self.name, direction)
+                    self._history = rows.History(self._study_id)
+                rows.set_attributes(connection, rows.STUDY_ATTRIBUTES, self._study_id, about=now)
+        return now
 
     def _find(self, connection, begin=False):
         """Return the id of the study, and what was begun: two None if it is still to begin. Raises InputError."""

@@ -134,7 +134,7 @@ class History:
         for table in (PARAMS, VALUES, ATTRIBUTES, REPORTS):
             query = select(table).where(table.c.trial_id.in_([row.trial_id for row in rows]))
             of_trial = defaultdict(list)
-            for part in connection.execute(query.order_by(table.primary_key.columns[0])):
+            for part in connection.execute(query.order_by(table.primary_key.columns[0])).all():
                 of_trial[part.trial_id].append(part)
             parts.append(of_trial)
         for row in rows:

@@ -58,22 +58,25 @@ class Database:
         """
         self.url = read_url(storage)
         self.kind = self.url.get_backend_name()
-        self._file = self.url.database if self.kind == "sqlite" else None
-        if self._file and begin:
-            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
-        with self._opening() if begin else nullcontext():
-            new = self._is_new()
-            if new and not begin:
-                raise InputError(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet")
-            text = self.url.render_as_string(hide_password=False)
-            checks = {"skip_compatibility_check": True, "skip_table_creation": not new}
+        self._file = None
+        address = self.url
+        if self.kind == "sqlite":
+            self._file = str(Path(self.url.database).absolute())  # wherever this process goes later
+            address = self.url.set(database=self._file)
+        text = address.render_as_string(hide_password=False)
+        new = self._is_new()
+        if new and not begin:
+            raise InputError(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet")
+        with self._making() if new else nullcontext():
+            checks = {"skip_compatibility_check": True, "skip_table_creation": not (new and self._is_new())}
             self.optuna = optuna.storages.RDBStorage(text, dict(OPTIONS[self.kind]), **checks)
         self.engine = self.optuna.engine
         self._check_version()
 
-    def _opening(self):
+    def _making(self):
         """Let one process at a time make what is missing."""
         if self._file:
+            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
             return self._queue("")
         return self._server_lock(sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool), "")
 
