@@ -12,10 +12,13 @@ import json
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
+from sqlalchemy import insert, select
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -48,17 +51,26 @@ def train(config, data, on_epoch, **about):
 def fill(ledger, count):
     """Enter so many finished trials, drawn at random."""
     rng = np.random.default_rng(0)
+    space, now = ledger.sweep.space, datetime.now(UTC).replace(tzinfo=None)
     drawn = ledger.sweep._replace(definition={**ledger.sweep.definition, "method": "random"})
-    for number in range(len(ledger.trials()), count):
-        value = float(rng.uniform(0.8, 0.9))
-        outcome = {"state": "complete", "machine": "none", **dict.fromkeys(RESULTS, value)}
-        outcome |= {name: rng.uniform(0.8, 0.9, EPOCHS).tolist() for name in HISTORIES}
-        params = suggest(drawn, [None] * number, 0)
-        with ledger._database.writing() as connection:
-            new = {"owner": None, "attempts": 1}
-            rows.enter_trial(connection, ledger._study_id, number, params, ledger.sweep.space, **new)
-            trial = ledger._read(connection)[-1]
-            rows.finish_trial(connection, trial, TrialState.COMPLETE, value, outcome)
+    trial = {"study_id": ledger._study_id, "state": TrialState.COMPLETE, "datetime_start": now}
+    entered = {table: [] for table in (rows.PARAMS, rows.VALUES, rows.ATTRIBUTES)}
+    with ledger._database.writing() as connection:
+        trials = [{**trial, "number": number, "datetime_complete": now} for number in range(count)]
+        connection.execute(insert(rows.TRIALS), trials)
+        query = select(rows.TRIALS.c.trial_id).where(rows.TRIALS.c.study_id == ledger._study_id).order_by("trial_id")
+        for number, one in enumerate(connection.execute(query).scalars()):
+            for name, value in suggest(drawn, [None] * number, 0).items():
+                about = {"distribution_json": distribution_to_json(space[name]), "param_name": name, "trial_id": one}
+                entered[rows.PARAMS].append({**about, "param_value": space[name].to_internal_repr(value)})
+            value = float(rng.uniform(0.8, 0.9))
+            entered[rows.VALUES].append({"trial_id": one, "objective": 0, "value": value, "value_type": rows.FINITE})
+            outcome = {"state": "complete", "machine": "none", **dict.fromkeys(RESULTS, value)}
+            outcome |= {name: rng.uniform(0.8, 0.9, EPOCHS).tolist() for name in HISTORIES}
+            for key, value in {"owner": None, "attempts": 1, "outcome": outcome}.items():
+                entered[rows.ATTRIBUTES].append({"trial_id": one, "key": key, "value_json": json.dumps(value)})
+        for table, new in entered.items():
+            connection.execute(insert(table), new)
 
 
 def finished_numbers(ledger):
@@ -100,7 +112,8 @@ def main():
     given = parser.parse_args()
     sweep = read_sweep(ROOT / "sweeps" / "bayes.yaml", count=given.finished + 100_000)
     ledger = lib.ledger.Ledger(given.storage, sweep.name, sweep)
-    fill(ledger, given.finished)
+    if not ledger.trials():
+        fill(ledger, given.finished)
     args = given.storage, sweep.name, "disabled", load, train
     found = measure(ledger, given.workers, given.seconds, given.kill, *args)
     trials = lib.ledger.Ledger(given.storage, sweep.name).trials()
