@@ -44,10 +44,11 @@ from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
+from lib.storage import file_url
 from lib.sweepfile import suggest
 from lib.workers import supervise
 
-STORAGE = f"sqlite:///{DATA_DIR / 'sweeps' / 'grid.db'}"
+STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
 
 
 # -------------------------------------------------------------------------------------------------------- the trainings

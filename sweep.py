@@ -36,6 +36,7 @@ from lib import tables
 from lib.cli import Parser, answer, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
+from lib.storage import file_url
 from lib.sweepfile import check_sweep, choices, one_of, read_sweep, whole
 from lib.sweepfile import suggest as suggest  # for who looks for it here
 from lib.tracking import MODES, is_disabled, train_and_log
@@ -81,7 +82,7 @@ def run(
 
 
 def _default_storage(folder):
-    return f"sqlite:///{Path(folder).absolute() / 'optuna.db'}"
+    return file_url(Path(folder) / "optuna.db")
 
 
 def results(name, storage=None, folder=FOLDER):

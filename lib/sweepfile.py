@@ -11,6 +11,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from helpers import METRICS, Config, InputError
+from lib.bayes import suggest_bayes
 from lib.cli import widths
 from lib.tables import FIELDS
 from lib.tracking import PROJECT
@@ -390,13 +391,9 @@ def suggest(sweep, trials, seed):
     if sweep.definition["method"] == "grid":
         return _grid_point(sweep.space, len(trials))
     state = int(np.random.SeedSequence([seed, len(trials)]).generate_state(1)[0])
-    if sweep.definition["method"] == "random":
-        sampler, trials = optuna.samplers.RandomSampler(state), []
-    else:
-        sampler = optuna.samplers.TPESampler(seed=state, multivariate=True)
-    scratch = optuna.create_study(sampler=sampler, direction="maximize" if sweep.sign > 0 else "minimize")
-    scratch.add_trials(trials)
-    return scratch.ask(sweep.space).params
+    if sweep.definition["method"] == "bayes":
+        return suggest_bayes(sweep.space, trials, state, sweep.sign > 0)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(state)).ask(sweep.space).params
 
 
 def _grid_point(space, number):

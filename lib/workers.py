@@ -15,15 +15,17 @@ from threading import Thread
 from uuid import uuid4
 
 from optuna.exceptions import UpdateFinishedTrialError
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from helpers import METRICS, InputError
 from lib.cli import say
-from lib.ledger import BEAT, Ledger, errors_as_sentences
+from lib.ledger import Ledger, _me, errors_as_sentences
 from lib.tables import FIELDS, failure, machine
 from lib.tracking import train_and_log
 
 DEATHS = 50  # a sweep that has ended so many workers in a row cannot run
+LOOK = 0.3  # seconds between two looks at what others do
 
 
 def _start_worker(storage, name, mode, *functions):
@@ -31,45 +33,50 @@ def _start_worker(storage, name, mode, *functions):
     code = f"import sys; sys.path[:] = {sys.path}; import lib.workers; lib.workers.work()"
     process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, process_group=0)
     with suppress(BrokenPipeError):  # it is dead already: that is noticed where its end is waited for
-        order = [storage, name, mode, [(each.__module__, each.__qualname__) for each in functions]]
+        order = [storage, name, mode, [(each.__module__, each.__qualname__) for each in functions], _me()]
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def work():
-    """What a worker does: train what the ledger gives; exit with 2 and a sentence where that cannot go on."""
+    """Train what the ledger gives, in a worker; exit with 2 and a sentence where that cannot go on."""
     out, sys.stdout = sys.stdout, sys.stderr  # a library that prints is not taken for the sentence
     try:
         with errors_as_sentences():
             order = sys.stdin.readline()
             if not order:  # the parent ended before it told what to do
                 sys.exit(1)
-            storage, name, mode, functions = json.loads(order)
+            storage, name, mode, functions, parent = json.loads(order)
             Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()  # reads until the parent ends
             load, train = (getattr(import_module(module), function) for module, function in functions)
-            load, ledger = cache(load), Ledger(storage, name)
-            while len(ledger.trials(finished=True)) < ledger.sweep.count:
-                if trial := ledger.claim():
-                    with suppress(UpdateFinishedTrialError):  # we were taken for dead, and another has finished it
-                        ledger.finish(trial, train_trial(ledger, trial, load, mode, train))
-                else:
-                    time.sleep(0.3)  # the last ones are in work elsewhere; should they die there, we go on with them
+            _train_all(Ledger(storage, name, parent=parent), cache(load), mode, train)
     except Exception as error:
         print(error if isinstance(error, InputError) else f"{type(error).__name__}: {error}", file=out)
         sys.exit(2)
 
 
+def _train_all(ledger, load, mode, train):
+    """Train what the ledger gives until all trials are finished, here or elsewhere."""
+    while True:
+        if trial := ledger.claim():
+            with suppress(UpdateFinishedTrialError):  # we were taken for dead, and another has finished it
+                with ledger.beating(trial):
+                    outcome = train_trial(ledger, trial, load, mode, train)
+                ledger.finish(trial, outcome)
+        elif len(ledger.trials(finished=True)) >= ledger.sweep.count:
+            return
+        else:
+            time.sleep(LOOK)  # the last ones are in work elsewhere; should they die there, we go on with them
+
+
 def train_trial(ledger, trial, load, mode, train=train_and_log):
     """Train a trial, as a run in W&B; return its outcome, with all that `train` returns."""
-    config, history, seen = ledger.sweep.config(trial.params), [], time.time()
+    config = ledger.sweep.config(trial.params)
+    history = []
 
     def on_epoch(row):
-        nonlocal seen
         history.append(row)
-        if time.time() - seen > BEAT:
-            ledger.beat(trial)
-            seen = time.time()
         return ledger.verdict(trial, row)
 
     where = {key: ledger.sweep.definition.get(key) for key in ("project", "entity")}
@@ -96,41 +103,65 @@ def supervise(ledger, workers, *args):
     args: storage, name, mode of W&B, load(name), train(config, data, on_epoch=..., test=False, mode=..., ...), which is
     train_and_log or returns what that does; workers import both functions.
     """
-    count, team, dead, began, key = ledger.sweep.count, [], 0, time.time(), f"session {uuid4()}"
-    done = len(ledger.trials(finished=True))
-    with tqdm(total=count, initial=done, unit="trial", disable=None) as bar:
+    began, key = time.monotonic(), f"session {uuid4()}"
+    ledger.bury(died=False)  # what an earlier call in this process may have left
+    shown = {trial.number for trial in ledger.trials(finished=True)}
+    count, team, dead = ledger.sweep.count, [], 0
+    with tqdm(total=count, initial=len(shown), unit="trial", disable=None) as bar:
         try:
-            while done < count:
-                for process in [process for process in team if process.poll() is not None]:
-                    if process.returncode == 2:
-                        raise InputError(process.stdout.read().decode())
-                    team.remove(process)
-                    dead += 1
-                    if dead > DEATHS:
-                        raise InputError(f"{dead} workers have died in a row, with exit code {process.returncode}")
-                while len(team) < min(workers, count - done):
+            while len(shown) < count:
+                dead += _bury(ledger, team)
+                if dead > DEATHS:
+                    raise InputError(f"{dead} workers have died in a row")
+                while len(team) < min(workers, count - len(shown)):
                     team.append(_start_worker(*args))
-                time.sleep(0.3 + done / 5000)  # a look at that many takes long
-                if new := _show(bar, ledger, done):
-                    done, dead = done + new, 0
-                    session = {"machine": machine(), "workers": workers, "seconds": round(time.time() - began, 1)}
-                    ledger.study.set_user_attr(key, session)
+                time.sleep(LOOK)
+                if _show(bar, ledger, shown):
+                    dead = 0
+                    seconds = round(time.monotonic() - began, 1)
+                    ledger.note_session(key, {"machine": machine(), "workers": workers, "seconds": seconds})
         finally:
-            for process in team:
-                process.kill()
-                process.communicate()
+            _end(ledger, team)
 
 
-def _show(bar, ledger, before):
-    """Bring the bar up to date or, where there is no terminal, say what is new; return how many have finished."""
+def _bury(ledger, team):
+    """Take the workers that have ended out of the team; return how many died. Raises the InputError of one."""
+    ended = [process for process in team if process.poll() is not None]
+    for process in ended:
+        if process.returncode == 2:
+            raise InputError(process.stdout.read().decode())
+        team.remove(process)
+    if ended:
+        ledger.bury({process.pid for process in ended})
+    return len(ended)
+
+
+def _end(ledger, team):
+    """Kill the team at once, so that none goes on with a trial of another, and give up its trials."""
+    for process in team:
+        process.kill()
+    for process in team:
+        process.communicate()
+    with suppress(SQLAlchemyError, OSError, InputError):  # the end is due to it: its sentence is the one to say
+        ledger.bury({process.pid for process in team}, died=False)
+
+
+def _show(bar, ledger, shown):
+    """Bring the bar up to date or, where there is no terminal, say what is new; return how many have finished.
+
+    shown: the numbers of the trials that were finished before; those that are new are added.
+    """
     metric, sign = ledger.sweep.metric, ledger.sweep.sign
-    done = sorted(ledger.trials(finished=True), key=lambda trial: trial.datetime_complete)
-    outcomes = [trial.user_attrs["outcome"] for trial in done]
-    best = max((sign * one[metric] for one in outcomes if one.get(metric) is not None), default=math.nan)
+    done = ledger.trials(finished=True)
+    values = [trial.user_attrs["outcome"].get(metric) for trial in done]
+    best = max((sign * value for value in values if value is not None), default=math.nan)
     bar.set_postfix_str(f"best {metric} {sign * best:.4f}", refresh=False)
-    bar.update(len(done) - before)
-    for trial, outcome in zip(done[before:], outcomes[before:]) if bar.disable else []:
-        value = "" if outcome.get(metric) is None else f" {metric} {outcome[metric]:.4f}"
+    new = [(trial, value) for trial, value in zip(done, values) if trial.number not in shown]
+    bar.update(len(new))
+    for trial, value in new if bar.disable else []:
+        said = "" if value is None else f" {metric} {value:.4f}"
         name = ledger.sweep.config(trial.params).run_name
-        say(f"trial {trial.number}, {name}: {outcome['state']}{value}; best {sign * best:.4f}", "sweep.py")
-    return len(done) - before
+        state = trial.user_attrs["outcome"]["state"]
+        say(f"trial {trial.number}, {name}: {state}{said}; best {sign * best:.4f}", "sweep.py")
+    shown.update(trial.number for trial, _ in new)
+    return len(new)

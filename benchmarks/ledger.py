@@ -1,0 +1,128 @@
+"""Measure how many trials of no length a sweep finishes in a second, and that none is lost or doubled under kills.
+
+python benchmarks/ledger.py --finished 5000 --workers 16 --seconds 60 --storage sqlite:///ledger.db --kill 5
+
+The storage gets a sweep by Bayes with so many finished trials, which are made up; then workers do
+what those of sweep.py do, but for the training. --kill N kills a worker, drawn at random, every N seconds.
+Prints one line of JSON.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from optuna.distributions import distribution_to_json
+from optuna.trial import TrialState
+from sqlalchemy import insert, select
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import lib.ledger  # noqa: E402
+import lib.workers  # noqa: E402
+from helpers import METRICS  # noqa: E402
+from lib import rows  # noqa: E402
+from lib.sweepfile import read_sweep, suggest  # noqa: E402
+from lib.tables import HISTORIES, RESULTS  # noqa: E402
+
+EPOCHS = 20
+
+
+def load(name):
+    """Load no images."""
+
+
+def train(config, data, on_epoch, **about):
+    """Make up what a training of no length returns."""
+    value = 0.8 + (config.learning_rate * 1e6 % 1000) / 1e4
+    for epoch in range(1, config.epochs + 1):
+        if stopped := on_epoch({"epoch": epoch, **dict.fromkeys(METRICS, value)}):
+            break
+    else:
+        stopped = None
+    return {**dict.fromkeys(RESULTS, value), "stopped": stopped, "seconds": 0.0, "best_epoch": epoch}
+
+
+def fill(ledger, count):
+    """Enter so many finished trials, drawn at random."""
+    rng = np.random.default_rng(0)
+    space, now = ledger.sweep.space, datetime.now(UTC).replace(tzinfo=None)
+    drawn = ledger.sweep._replace(definition={**ledger.sweep.definition, "method": "random"})
+    trial = {"study_id": ledger._study_id, "state": TrialState.COMPLETE, "datetime_start": now}
+    entered = {table: [] for table in (rows.PARAMS, rows.VALUES, rows.ATTRIBUTES)}
+    with ledger._database.writing() as connection:
+        trials = [{**trial, "number": number, "datetime_complete": now} for number in range(count)]
+        connection.execute(insert(rows.TRIALS), trials)
+        query = select(rows.TRIALS.c.trial_id).where(rows.TRIALS.c.study_id == ledger._study_id).order_by("trial_id")
+        for number, one in enumerate(connection.execute(query).scalars()):
+            for name, value in suggest(drawn, [None] * number, 0).items():
+                about = {"distribution_json": distribution_to_json(space[name]), "param_name": name, "trial_id": one}
+                entered[rows.PARAMS].append({**about, "param_value": space[name].to_internal_repr(value)})
+            value = float(rng.uniform(0.8, 0.9))
+            entered[rows.VALUES].append({"trial_id": one, "objective": 0, "value": value, "value_type": rows.FINITE})
+            outcome = {"state": "complete", "machine": "none", **dict.fromkeys(RESULTS, value)}
+            outcome |= {name: rng.uniform(0.8, 0.9, EPOCHS).tolist() for name in HISTORIES}
+            for key, value in {"owner": None, "attempts": 1, "outcome": outcome}.items():
+                entered[rows.ATTRIBUTES].append({"trial_id": one, "key": key, "value_json": json.dumps(value)})
+        for table, new in entered.items():
+            connection.execute(insert(table), new)
+
+
+def finished_numbers(ledger):
+    """Return the numbers of the finished trials."""
+    return {trial.number for trial in ledger.trials(finished=True)}
+
+
+def measure(ledger, workers, seconds, kill, *args):
+    """Let workers go on for so long; return the rate from when all of them are at work."""
+    rng = np.random.default_rng()
+    team = [lib.workers._start_worker(*args) for _ in range(workers)]
+    before = finished_numbers(ledger)
+    owners = set()
+    while len(owners) < workers:
+        time.sleep(0.2)
+        owners |= {one.user_attrs["owner"]["pid"] for one in ledger.trials() if one.number not in before}
+    began, first, kills = time.monotonic(), finished_numbers(ledger), 0
+    while (spent := time.monotonic() - began) < seconds:
+        time.sleep(0.2)
+        if kill and spent > kill * (kills + 1):
+            victim = team.pop(rng.integers(len(team)))
+            victim.send_signal(signal.SIGKILL)
+            victim.communicate()
+            ledger.bury({victim.pid})
+            team.append(lib.workers._start_worker(*args))
+            kills += 1
+    last = finished_numbers(ledger)
+    lib.workers._end(ledger, team)
+    return {"rate": round((len(last) - len(first)) / spent, 2), "kills": kills, "finished": len(last)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--finished", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--kill", type=float, default=0)
+    parser.add_argument("--storage", default="sqlite:///ledger.db")
+    given = parser.parse_args()
+    sweep = read_sweep(ROOT / "sweeps" / "bayes.yaml", count=given.finished + 100_000)
+    ledger = lib.ledger.Ledger(given.storage, sweep.name, sweep)
+    if not ledger.trials():
+        fill(ledger, given.finished)
+    args = given.storage, sweep.name, "disabled", load, train
+    found = measure(ledger, given.workers, given.seconds, given.kill, *args)
+    trials = lib.ledger.Ledger(given.storage, sweep.name).trials()
+    whole = [trial.number for trial in trials] == list(range(len(trials)))
+    different = len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == len(trials)
+    print(json.dumps(vars(given) | found | {"numbers_whole": whole, "all_different": different}))
+
+
+if __name__ == "__main__":
+    import benchmarks.ledger  # workers import these functions by the name of their module
+
+    benchmarks.ledger.main()
