@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import LOSSES, METRICS, Config, InputError, evaluate
 from lib import tables
-from lib.cli import answer
+from lib.cli import answer, number
 from lib.dataset import DATA_DIR, load_dataset
 from lib.parallel import train_all
 
@@ -141,16 +141,16 @@ def load_study(name, folder=FOLDER):
     return tables.read_table(path, COLUMNS, _check, unique=tables.FIELDS)
 
 
-def rerun(name, number, folder=FOLDER):
-    """Train row `number` of a study again, and compare all its results: see tables.rerun."""
+def rerun(name, row, folder=FOLDER):
+    """Train a row of a study again, by its number, and compare all its results: see tables.rerun."""
 
-    def again(row):
-        config = tables.config_of(row)
+    def again(then):
+        config = tables.config_of(then)
         (training,) = train_all([config], keep_best=True)
-        now = _row(config, training, test=not tables.missing(row["test_accuracy"]))
+        now = _row(config, training, test=not tables.missing(then["test_accuracy"]))
         return {name: now[name] for name in RESULTS}
 
-    return tables.rerun(Path(folder) / f"{name}.csv", load_study(name, folder), number, again)
+    return tables.rerun(Path(folder) / f"{name}.csv", load_study(name, folder), row, again)
 
 
 def _rows(path):
@@ -199,8 +199,8 @@ def main(argv=None):
                 configs, test = STUDIES[name]
                 rows = len(study(name, configs, FOLDER, test, store=True))
                 return {"table": str(FOLDER / f"{name}.csv"), "rows": rows}
-            case [name, number] if number.isascii() and number.isdigit():
-                return rerun(name, int(number), FOLDER)
+            case [name, row]:
+                return rerun(name, number("ROW", row), FOLDER)
         raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME, or NAME ROW")
 
     return answer("study.py", __doc__, argv, work)

@@ -167,7 +167,8 @@ def importance(table, metric="best_val_accuracy", seeds=range(3)):
 
 
 def _choice(distribution, value):
-    """The value as its distribution has it: 0 where a table has 0.0."""
+    """The value as its distribution has it: 0 where a table has 0.0, "256,128" where it has the widths of layers."""
+    value = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return next((choice for choice in getattr(distribution, "choices", []) if choice == value), value)
 
 
