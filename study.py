@@ -38,7 +38,7 @@ RESULTS = ["epoch", *METRICS, "test_accuracy", "stopped", *tables.HISTORIES]  # 
 
 
 class Study(NamedTuple):
-    """Trainings that belong together; with `test` their best weights are tested, too."""
+    """Trainings that belong together; if `test`, their best weights are tested, too."""
 
     configs: list
     test: bool = False
@@ -92,7 +92,7 @@ DIGITS = [
 
 
 def with_seeds(configs, count):
-    """Each of the configs with the seeds 0 to count - 1."""
+    """Return each of the configs with the seeds 0 to count - 1."""
     return [replace(config, seed=seed) for config in configs for seed in range(count)]
 
 
@@ -110,7 +110,7 @@ STUDIES = {
 
 
 def study(name, configs, folder=FOLDER, test=False, store=False):
-    """The table of these trainings, a row for each config and in their order.
+    """Return the table of these trainings, a row for each config and in their order.
 
     Rows stored in NAME.csv in `folder` are read, the others are trained now, side by side. Only with `store` are those
     written there, each as soon as it is done, so that trying something out changes no stored table.
@@ -133,7 +133,7 @@ def study(name, configs, folder=FOLDER, test=False, store=False):
 
 
 def load_study(name, folder=FOLDER):
-    """The stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
+    """Read the stored table of a study, all of it. Raises InputError if it is missing or damaged."""
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"
@@ -154,7 +154,7 @@ def rerun(name, row, folder=FOLDER):
 
 
 def _rows(path):
-    """The rows of a study that are stored, {config: row}."""
+    """Return the rows of a study that are stored, {config: row}."""
     rows = load_study(path.stem, path.parent).to_dict("records") if path.exists() else []
     return {tables.config_of(row): row for row in rows}
 
@@ -164,7 +164,7 @@ def _untested(row):
 
 
 def _row(config, training, test):
-    """A row of the table, from what `train` with keep_best has returned."""
+    """Make a row of the table from what `train` with keep_best has returned."""
     network, history, stopped = training
     best = max(history, key=lambda row: row["val_accuracy"], default={})  # the first of equals, as in `train`
     row = asdict(config) | {name: best.get(name, np.nan) for name in ["epoch", *METRICS]}

@@ -370,6 +370,13 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     assert medians[9] == 0.8 and medians[10] == pytest.approx(0.3, abs=0.04)
     assert medians[100] == pytest.approx(0.6 * np.log(2) / 10, abs=0.01)
     assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
+    for name, share in (("q10", 0.9), ("median", 0.5), ("q90", 0.1)):  # of ten runs all are above it
+        assert regret.loc[("random", False, name), 100] == pytest.approx(0.6 * (1 - share**0.1), rel=0.25), name
+    assert (
+        needed.runs["random", False, "q10"]
+        < needed.runs["random", False, "median"]
+        < needed.runs["random", False, "q90"]
+    )
 
 
 def test_a_training_right_on_a_bound_is_within_it():
