@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import LOSSES, METRICS, Config, InputError, evaluate
 from lib import tables
-from lib.cli import answer, number
+from lib.cli import answer, number, progress
 from lib.dataset import DATA_DIR, load_dataset
 from lib.parallel import train_all
 
@@ -123,12 +123,14 @@ def study(name, configs, folder=FOLDER, test=False, store=False):
     path = Path(folder) / f"{name}.csv"
     rows = _rows(path)
     wanted = [config for config in dict.fromkeys(configs) if config not in rows or test and _untested(rows[config])]
-    for config, training in zip(wanted, train_all(wanted, keep_best=True)):
-        rows[config] = _row(config, training, test)
-        if store:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            now = _rows(path) | rows  # another process may have added some
-            tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
+    with progress(len(wanted), "training") as bar:
+        for config, training in zip(wanted, train_all(wanted, keep_best=True)):
+            rows[config] = _row(config, training, test)
+            if store:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                now = _rows(path) | rows  # another process may have added some
+                tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
+            bar.update()
     return pd.DataFrame([rows[config] for config in configs], columns=list(COLUMNS))
 
 
