@@ -464,17 +464,26 @@ def differences(then, now, same_machine):
     """Return the names of the results that do not agree, without metrics that the table does not have yet.
 
     On one machine all are equal to the last bit. On another, of each history the last value must `agree`; a result
-    without a history (a test accuracy) may differ by the `tolerance` of val_accuracy; END may differ.
+    without a history (a test accuracy) may differ by the `tolerance` of val_accuracy, and may be missing if the
+    training ended in another epoch; END may differ.
     """
-    known = [name for name in now if name.removesuffix("_history") not in YOUNG or then[name]]
+    names = [name for name in now if name.removesuffix("_history") not in YOUNG or then[name] not in (None, [])]
     if same_machine:
-        return [name for name in known if then[name] != now[name]]
-    limit = tolerance(then["val_accuracy_history"], now["val_accuracy_history"])
-    single = [name for name in known if not name.endswith("_history") and f"{name}_history" not in now]
-    differ = [name for name in known if name.endswith("_history") and not agree(then[name], now[name], False)]
-    for name in set(single) - set(END):
-        both = (then[name], now[name])
-        if both != (None, None) and (None in both or not abs(then[name] - now[name]) < limit):
+        return [name for name in names if then[name] != now[name]]
+    curves = (then["val_accuracy_history"], now["val_accuracy_history"])
+    limit = tolerance(*curves)
+    same_end = len(curves[0]) == len(curves[1])
+    differ = []
+    for name in names:
+        if name in END or f"{name}_history" in now:
+            continue
+        if name.endswith("_history"):
+            close = agree(then[name], now[name], False)
+        elif then[name] is None or now[name] is None:
+            close = then[name] == now[name] or not same_end
+        else:
+            close = abs(then[name] - now[name]) < limit
+        if not close:
             differ.append(name)
     return differ
 
