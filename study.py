@@ -38,7 +38,7 @@ RESULTS = ["epoch", *METRICS, "test_accuracy", "stopped", *tables.HISTORIES]  # 
 
 
 class Study(NamedTuple):
-    """Trainings that belong together; if `test`, their best weights are tested, too."""
+    """Trainings that belong together; with `test` their best weights are tested, too."""
 
     configs: list
     test: bool = False
@@ -92,7 +92,7 @@ DIGITS = [
 
 
 def with_seeds(configs, count):
-    """Return each of the configs with the seeds 0 to count - 1."""
+    """Each of the configs with the seeds 0 to count - 1."""
     return [replace(config, seed=seed) for config in configs for seed in range(count)]
 
 
@@ -135,7 +135,7 @@ def study(name, configs, folder=FOLDER, test=False, store=False):
 
 
 def load_study(name, folder=FOLDER):
-    """Read the stored table of a study, all of it. Raises InputError if it is missing or damaged."""
+    """The stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"
