@@ -55,7 +55,7 @@ STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
 
 
 def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE):
-    """Train what the table at `path` and the storage lack, to the end; write the table; return it (see `load_grid`)."""
+    """Train what is missing both in the table at `path` and in the storage; write the table and return it."""
     if Path(path).exists() and len(table := load_grid(path)) == space.count:
         return table
     load("fashion_mnist")  # what is missing is said now, and decoded once
@@ -68,7 +68,10 @@ def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPAC
 
 
 def adopt(ledger, table):
-    """Enter the rows that the storage lacks, so that they are not trained again. Raises InputError for others' rows."""
+    """Enter the rows that are missing in the storage, so that they are not trained again.
+
+    Raises InputError for rows of another grid.
+    """
     rows = {row["number"]: row for row in table.to_dict("records")}
     with ledger.alone():
         for number in range(len(ledger.trials()), max(rows, default=-1) + 1):
@@ -86,7 +89,7 @@ def adopt(ledger, table):
 
 
 def _outcome(row):
-    """A row of the table as sweep.py keeps what came out of a trial."""
+    """Return a row of the table in the form in which a ledger keeps the outcome of a trial."""
     outcome = {name: None if pd.isna(row[name]) else row[name] for name in [*ABOUT, *TESTS]}
     for metric, names in CURVES.items():
         outcome[f"{metric}_history"] = [float(row[name]) for name in names if not pd.isna(row[name])]
@@ -120,7 +123,8 @@ def rerun(number, path=TABLE, load=load_dataset):
     """Train a row of the table again, and compare all of it but the seconds: see tables.rerun."""
 
     def again(row):
-        config, history = config_of(row), []
+        config = config_of(row)
+        history = []
         result = train_and_test(config, load(config.dataset), history.append, test=False)
         now = {name: result[name] for name in ("val_accuracy", "stopped", *TESTS)}
         return now | {f"{metric}_history": [one[metric] for one in history] for metric in CURVES}
@@ -132,8 +136,7 @@ def rerun(number, path=TABLE, load=load_dataset):
 
 
 def _with_seeds(table, count, seeds):
-    """{(number, seed): config}: the best count/2 trainings of the table that were complete, and as many spread evenly
-    over the ranks of the others."""
+    """Choose what `seeds` trains: {(number, seed): config}."""
     ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
     rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
     chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
@@ -148,7 +151,7 @@ def _read_seeds(path):
 
 
 def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
-    """What `seeds` has stored of this table. Raises InputError unless all of it is there."""
+    """Read what `seeds` has stored of this table. Raises InputError unless all of it is there."""
     stored = _read_seeds(path)
     wanted = _with_seeds(table, count, seeds)
     stored = stored[[key in wanted for key in zip(stored.number, stored.seed)]].reset_index(drop=True)
@@ -159,10 +162,11 @@ def load_seeds(table, path=SEEDS, count=20, seeds=range(5)):
 
 
 def seeds(table, count=20, seeds=range(5), path=SEEDS):
-    """Train the best count/2 trainings of the table that were complete, and as many spread evenly over the ranks of the
-    others, with these seeds: number, seed, val_accuracy and test_accuracy after all epochs, machine.
+    """Train `count` configurations of the table with several seeds each; return their table.
 
-    What is in the file at `path` is not trained again; what is not is trained, side by side, and added there.
+    They are the best count/2 of the complete trainings, and as many spread evenly over the ranks of the others.
+    Columns: number, seed, val_accuracy and test_accuracy after all epochs, machine. What is stored at `path` is not
+    trained again; the rest is trained, side by side, and added there.
     """
     wanted = _with_seeds(table, count, seeds)
     rows = _read_seeds(path).to_dict("records")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import LOSSES, METRICS, Config, InputError, evaluate
 from lib import tables
-from lib.cli import answer
+from lib.cli import answer, number, progress
 from lib.dataset import DATA_DIR, load_dataset
 from lib.parallel import train_all
 
@@ -110,7 +110,7 @@ STUDIES = {
 
 
 def study(name, configs, folder=FOLDER, test=False, store=False):
-    """The table of these trainings, a row for each config and in their order.
+    """Return the table of these trainings, a row for each config and in their order.
 
     Rows stored in NAME.csv in `folder` are read, the others are trained now, side by side. Only with `store` are those
     written there, each as soon as it is done, so that trying something out changes no stored table.
@@ -123,12 +123,14 @@ def study(name, configs, folder=FOLDER, test=False, store=False):
     path = Path(folder) / f"{name}.csv"
     rows = _rows(path)
     wanted = [config for config in dict.fromkeys(configs) if config not in rows or test and _untested(rows[config])]
-    for config, training in zip(wanted, train_all(wanted, keep_best=True)):
-        rows[config] = _row(config, training, test)
-        if store:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            now = _rows(path) | rows  # another process may have added some
-            tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
+    with progress(len(wanted), "training") as bar:
+        for config, training in zip(wanted, train_all(wanted, keep_best=True)):
+            rows[config] = _row(config, training, test)
+            if store:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                now = _rows(path) | rows  # another process may have added some
+                tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
+            bar.update()
     return pd.DataFrame([rows[config] for config in configs], columns=list(COLUMNS))
 
 
@@ -141,20 +143,20 @@ def load_study(name, folder=FOLDER):
     return tables.read_table(path, COLUMNS, _check, unique=tables.FIELDS)
 
 
-def rerun(name, number, folder=FOLDER):
-    """Train row `number` of a study again, and compare all its results: see tables.rerun."""
+def rerun(name, row, folder=FOLDER):
+    """Train a row of a study again, by its number, and compare all its results: see tables.rerun."""
 
-    def again(row):
-        config = tables.config_of(row)
+    def again(then):
+        config = tables.config_of(then)
         (training,) = train_all([config], keep_best=True)
-        now = _row(config, training, test=not tables.missing(row["test_accuracy"]))
+        now = _row(config, training, test=not tables.missing(then["test_accuracy"]))
         return {name: now[name] for name in RESULTS}
 
-    return tables.rerun(Path(folder) / f"{name}.csv", load_study(name, folder), number, again)
+    return tables.rerun(Path(folder) / f"{name}.csv", load_study(name, folder), row, again)
 
 
 def _rows(path):
-    """The rows of a study that are stored, {config: row}."""
+    """Return the rows of a study that are stored, {config: row}."""
     rows = load_study(path.stem, path.parent).to_dict("records") if path.exists() else []
     return {tables.config_of(row): row for row in rows}
 
@@ -164,7 +166,7 @@ def _untested(row):
 
 
 def _row(config, training, test):
-    """A row of the table, from what `train` with keep_best has returned."""
+    """Make a row of the table from what `train` with keep_best has returned."""
     network, history, stopped = training
     best = max(history, key=lambda row: row["val_accuracy"], default={})  # the first of equals, as in `train`
     row = asdict(config) | {name: best.get(name, np.nan) for name in ["epoch", *METRICS]}
@@ -199,8 +201,8 @@ def main(argv=None):
                 configs, test = STUDIES[name]
                 rows = len(study(name, configs, FOLDER, test, store=True))
                 return {"table": str(FOLDER / f"{name}.csv"), "rows": rows}
-            case [name, number] if number.isascii() and number.isdigit():
-                return rerun(name, int(number), FOLDER)
+            case [name, row]:
+                return rerun(name, number("ROW", row), FOLDER)
         raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME, or NAME ROW")
 
     return answer("study.py", __doc__, argv, work)

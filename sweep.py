@@ -86,7 +86,7 @@ def _default_storage(folder):
 
 
 def results(name, storage=None, folder=FOLDER):
-    """The table of the sweep `name` as it stands in `storage` (default: optuna.db in `folder`), finished or not.
+    """Return the table of the sweep `name` as it stands in `storage` (default: optuna.db in `folder`), finished or not.
 
     One row a trial: number; state (complete, pruned, not finite, failed, running); created; every field of Config;
     seconds of training; the metrics of the last epoch; best_val_accuracy and best_epoch; stopped (why); machine; the
@@ -105,7 +105,7 @@ def _export(table, folder, name):
 
 
 def load_results(name, folder=FOLDER):
-    """The table of a finished sweep in `folder` (see `results`); where it is missing, sweeps/NAME.yaml is run."""
+    """Read the table of a finished sweep in `folder` (see `results`); if it is missing, run sweeps/NAME.yaml."""
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         run(ROOT / "sweeps" / f"{name}.yaml", folder=folder)
@@ -113,7 +113,7 @@ def load_results(name, folder=FOLDER):
 
 
 def _read(path):
-    """A stored table and its NAME.json, as one: checked whole. Raises InputError where they are damaged."""
+    """Read a stored table and its NAME.json, both checked whole. Raises InputError if they are damaged."""
     table = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
     about = path.with_suffix(".json")
     table.attrs = tables.read_json(about)
@@ -136,7 +136,8 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
     table = _read(path).set_index("number")
 
     def again(row):
-        config, history = tables.config_of(row), []
+        config = tables.config_of(row)
+        history = []
 
         def on_epoch(one):
             history.append(one)

@@ -54,7 +54,7 @@ FALL = 1e-4  # of train_loss from epoch to epoch: less is none
 
 
 def config_of(row, seed=0):
-    """The Config of a row of the grid, with this seed."""
+    """Make the Config of a row of the grid, with this seed."""
     return Config(**{name: row[name] for name in PARAMETERS}, epochs=EPOCHS, seed=seed)
 
 
@@ -79,9 +79,9 @@ def train_and_test(config, data, on_epoch=None, **about):
 
 
 def _at_chance(rows, epochs):
-    """Why a training ends after these rows of its history, or None.
+    """Say why a training ends after these rows of its history; None if it goes on.
 
-    It does if val_accuracy has been within CHANCE in all epochs, at least PATIENCE, and train_loss no longer falls by
+    It ends if val_accuracy has been within CHANCE in all epochs, at least PATIENCE, and train_loss no longer falls by
     FALL: a training that is about to leave a plateau shows it there first.
     """
     if not PATIENCE <= len(rows) < epochs or not all(CHANCE[0] <= row["val_accuracy"] <= CHANCE[1] for row in rows):
@@ -95,12 +95,11 @@ def _at_chance(rows, epochs):
 
 
 def load_grid(path=TABLE):
-    """The table of the grid, finished or not: a row for each training, in the order in which they were given.
+    """Read the table of the grid, finished or not: a row for each training, in the order in which they were given.
 
     Columns: number; the course's parameters; state (complete, pruned, not finite) and why it stopped; seconds of
     processor time; machine; test_accuracy_5 and _10; val_accuracy and train_loss of epochs 1 to 10 (val_accuracy_1,
-    ...), empty after the epoch in which a training has ended. Raises InputError where there is no such table, or it is
-    damaged.
+    ...), empty after the epoch in which a training has ended. Raises InputError if the table is missing or damaged.
     """
     table = tables.read_table(path, GRID, unique=["number"])
     _check_ends(path, table)
@@ -123,27 +122,28 @@ def _check_ends(path, table):
 
 
 def accuracy(table, epoch=EPOCHS):
-    """val_accuracy of each training after `epoch`: the last it had where it has ended before, 0.1 where it has none."""
+    """Return val_accuracy of each training after `epoch`: its last one if it ended earlier, 0.1 if it has none."""
     return table[CURVES["val_accuracy"][:epoch]].ffill(axis=1).iloc[:, -1].fillna(0.1)
 
 
 def first_epoch(table, floor):
-    """The epoch in which each training first passes a val_accuracy of `floor`; NaN where none does."""
+    """Return the epoch in which each training first passes a val_accuracy of `floor`; NaN if none does."""
     passed = table[CURVES["val_accuracy"]].to_numpy() > floor
     return pd.Series(np.where(passed.any(axis=1), 1.0 + passed.argmax(axis=1), np.nan), table.index)
 
 
 def part_of(table, values):
-    """The rows whose parameters have one of these values, {name: values}, and the space that they are from."""
+    """Return the rows whose parameters have one of these values, {name: values}, and the space of these rows."""
     return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
 
 
 def importance(table, metric="best_val_accuracy", seeds=range(3)):
-    """What the parameters of a sweep had to do with `metric`: a table with name, importance, deviation, correlation.
+    """Estimate what the parameters of a sweep had to do with `metric`: name, importance, deviation, correlation.
 
     importance: the share of the variance that goes with the parameter by itself, from fANOVA's random forest (Hutter,
-    Hoos & Leyton-Brown, 2014); mean and standard deviation over `seeds`. correlation: Spearman's, -1 to 1, of numbers;
-    names have a row for each value ("optimizer: adam"): with having it. Trials without `metric` are left out.
+    Hoos & Leyton-Brown, 2014); mean and standard deviation over `seeds`. correlation: Spearman's, -1 to 1, of `metric`
+    with the numbers of a parameter; a parameter of names has a row for each ("optimizer: adam"), 1 where it is chosen,
+    else 0. Trials without `metric` are left out.
     """
     space = {name: d for name, d in check_sweep(table.attrs["definition"]).space.items() if not d.single()}
     table = table.dropna(subset=metric)
@@ -167,25 +167,27 @@ def importance(table, metric="best_val_accuracy", seeds=range(3)):
 
 
 def _choice(distribution, value):
-    """The value as its distribution has it: 0 where a table has 0.0."""
+    """Return a value as its distribution has it: 0 for a table's 0.0, "256,128" for the widths of layers."""
+    value = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return next((choice for choice in getattr(distribution, "choices", []) if choice == value), value)
 
 
 def marginals(table, y):
-    """For each parameter and value: how many trainings have it, and the mean, standard deviation, median and best y."""
+    """Return count, mean, standard deviation, median and best of y over the trainings with each value."""
     parts = {name: y.groupby(table[name]).agg(["count", "mean", "std", "median", "max"]) for name in PARAMETERS}
     return pd.concat(parts, names=["name", "value"]).rename(columns={"max": "best"})
 
 
 def check_whole(table, space=VALUES):
-    """Raise InputError unless the table has each point of the space {parameter: its values} once."""
-    size, there = math.prod(map(len, space.values())), len(table.drop_duplicates(list(space)))
+    """Raise InputError unless the table has each point of the space, {parameter: its values}, once."""
+    size = math.prod(len(values) for values in space.values())
+    there = len(table.drop_duplicates(list(space)))
     if not there == len(table) == size:
         raise InputError(f"the table has {there:,} trainings; allowed: all {size:,}, which `python grid.py` makes")
 
 
 def decomposition(table, y, space=VALUES):
-    """Shares of the variance of y over the full factorial: of each parameter, each pair, and the rest; largest first.
+    """Return the shares of the variance of y of each parameter, of each pair, and of the rest; largest first.
 
     The functional ANOVA y(x) = m + sum_i f_i(x_i) + sum_{i<j} f_ij(x_i, x_j) + rest, each term of mean 0 in each of its
     parameters (Hoeffding, 1948; Hutter, Hoos & Leyton-Brown, 2014). Over all points f_i is the mean of y - m where x_i
@@ -206,8 +208,10 @@ def decomposition(table, y, space=VALUES):
 
 
 def fanova(table, y, runs, draws=5):
-    """What fANOVA's random forest (sweep.importance) makes of so many rows drawn at random: of each draw a row, its
-    estimate of the share of each parameter by itself."""
+    """Let a random forest (`importance`) estimate the share of each parameter from `runs` rows drawn at random.
+
+    Returns a table with a row for each of the `draws`.
+    """
     rows = []
     for seed in range(draws):
         sample = table.sample(runs, random_state=seed).assign(y=y)
@@ -217,22 +221,26 @@ def fanova(table, y, runs, draws=5):
 
 
 def singles(shares):
-    """The `shares` of single parameters, largest first."""
+    """Return the `shares` of single parameters, largest first."""
     return shares.drop(("rest", "")).xs("", level="other")
 
 
 def largest(shares, near=0.01):
-    """The largest of the `singles`, and those at most `near` below it: as large, for a reader."""
+    """Return the largest of the `singles`, and those at most `near` below it, which a reader takes for as large."""
     single = singles(shares)
     return single[single >= single.max() - near]
 
 
 def agreement(shares, draws, near=0.01):
-    """How well the draws of `fanova` agree with the `shares` of single parameters: in how many the first is one of the
-    `largest`, and in how many the first three are the first three; the mean size of an error, and the parameter of the
-    largest mean error."""
-    single, first = singles(shares), largest(shares, near)
-    wrong, named = draws - single[draws.columns], [row.nlargest(3).index for _, row in draws.iterrows()]
+    """Compare the draws of `fanova` with the true `shares` of single parameters.
+
+    first: in how many draws the first is one of the `largest`; three: in how many the first three are the first three;
+    error: the mean size of an error; worst: the parameter of the largest mean error, with that and its deviation.
+    """
+    single = singles(shares)
+    first = largest(shares, near)
+    wrong = draws - single[draws.columns]
+    named = [row.nlargest(3).index for _, row in draws.iterrows()]
     worst = wrong.mean().abs().idxmax()
     return {
         "first": sum(names[0] in first for names in named),
@@ -245,7 +253,7 @@ def agreement(shares, draws, near=0.01):
 
 
 def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
-    """The standard deviation of `metric` over seeds, pooled over the trainings whose mean is above `floor`.
+    """Return the standard deviation of `metric` over seeds, pooled over the trainings with a mean above `floor`.
 
     A training that collapses with one seed and learns with another is a matter of its own.
     """
@@ -254,7 +262,7 @@ def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
 
 
 def least_real_difference(seeded, metric="val_accuracy"):
-    """The least difference of two single trainings that is called real: two standard deviations of a difference.
+    """Return the least difference of two single trainings that is called real: two deviations of a difference.
 
     It is 2 sqrt(2) `deviation_over_seeds`.
     """

@@ -36,12 +36,12 @@ REPLAYED = {  # columns of the stored replays
 
 
 def points_of(table):
-    """The points (n, parameters) of a table, int."""
+    """Return the points (n, parameters) of a table, int."""
     return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
 
 
 def tpe(tried, ranked, rng, first):
-    """The point that Optuna's TPESampler(multivariate=True) would suggest, from the same numbers drawn at random.
+    """Suggest the point that Optuna's TPESampler(multivariate=True) would, from the same random numbers.
 
     A tree-structured Parzen estimator (Bergstra et al., 2011): of CANDIDATES drawn from g(x) the one of largest
     g(x) / b(x), where g and b are mixtures around the best tenth of the points tried, at most GOOD, and around the
@@ -61,14 +61,14 @@ def tpe(tried, ranked, rng, first):
 
 
 def _mixture(points):
-    """The points of a mixture, and the weights (m + 1) of its parts; the last is the uniform distribution."""
+    """Return the points of a mixture and the weights (m + 1) of its parts; the last is the uniform distribution."""
     old = max(len(points) - FULL, 0)
     weights = np.concatenate([np.linspace(1 / len(points), 1, old), np.ones(len(points) - old + 1)])
     return points, weights / weights.sum()
 
 
 def _draw(points, weights, rng):
-    """CANDIDATES points from a mixture: a part by its weight, then each parameter by its cumulated probabilities."""
+    """Draw CANDIDATES points from a mixture: a part by its weight, then each parameter by its probabilities."""
     u = rng.rand(1 + len(SHAPE), CANDIDATES)
     e = 1 / len(weights)
     part = np.cumsum(weights).searchsorted(u[0], side="right")
@@ -81,7 +81,7 @@ def _draw(points, weights, rng):
 
 
 def _density(x, points, weights):
-    """p(x) of a mixture, from how many parameters of x are those of each of its points."""
+    """Return p(x) of a mixture, from the number of parameters that x shares with each of its points."""
     e = 1 / len(weights)
     n = np.arange(len(SHAPE) + 1)
     alike = (x[:, OWNER] == VALUE).astype(float) @ (points[:, OWNER] == VALUE).T.astype(float)
@@ -91,7 +91,7 @@ def _density(x, points, weights):
 
 @BLAS.wrap(limits=1, user_api="blas")
 def replay(curves, points, search, hyperband, seed, budget=BUDGET):
-    """A search until it has spent its budget of epochs; the same seed gives the same.
+    """Replay a search until it has spent its budget of epochs; the same seed gives the same.
 
     curves: val_accuracy (n, EPOCHS) of the rows of a whole table; points: of the rows. search: "random", uniform with
     replacement, or "tpe" (see `tpe`). hyperband: stop a run after an epoch of BANDS if it is not in the best 1/ETA of
@@ -100,7 +100,8 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     """
     suggest = _suggester(points, search, seed, budget)
     seen = {band: [] for band in BANDS if hyperband}
-    ranked, found = [], []  # of all runs, best first: (-epochs, -value, run); of the best so far: what is returned
+    ranked = []  # all runs, best first: (-epochs, -value, run)
+    found = []
     best, spent, runs = -1, 0, 0
     while spent < budget:
         row = suggest(runs, [run for *_, run in ranked[:GOOD]])
@@ -116,7 +117,7 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
 
 
 def _suggester(points, search, seed, budget):
-    """suggest(run, best): the row that the search asks for in this run, after the `best` runs so far, best first."""
+    """Make suggest(run, best): the row that the search asks for, given the `best` runs so far, best first."""
     if search == "random":
         rng = np.random.default_rng(seed)
         return lambda run, best: int(rng.integers(len(points)))
@@ -132,7 +133,7 @@ def _suggester(points, search, seed, budget):
 
 
 def _epochs_trained(curve, seen):
-    """How many epochs of a run with this curve are trained; what it has after each band is added to those `seen`."""
+    """Return how many epochs of a run are trained; add its accuracy at each band to those `seen` there."""
     for band, values in seen.items():
         value = curve[band - 1]
         insort(values, value)
@@ -146,15 +147,18 @@ def _curves(table):
 
 
 def _replays(table, path):
-    """The stored replays at `path` of this table, known by its checksum; and that checksum."""
+    """Read the stored replays of this table, which is known by its checksum; return them and the checksum."""
     stored = tables.read_table(path, REPLAYED) if Path(path).exists() else pd.DataFrame(columns=list(REPLAYED))
     checksum = zlib.crc32(np.ascontiguousarray(_curves(table)))
     return stored[stored.table == checksum], checksum
 
 
 def load_replays(table, path=REPLAYS, count=1000):
-    """What `replays` has stored: search, hyperband, seed; runs, epochs and number whenever a replay had found a better
-    training; the table's checksum. Raises InputError unless all replays of just this table are there."""
+    """Read what `replays` has stored.
+
+    Columns: search, hyperband, seed; runs, epochs and number whenever a replay had found a better training; the table's
+    checksum. Raises InputError unless all replays of this very table are there.
+    """
     done, _ = _replays(table, path)
     done = done[done.seed < count].reset_index(drop=True)
     there = len(done[["search", "hyperband", "seed"]].drop_duplicates())
@@ -187,20 +191,23 @@ def replays(table, count=1000, path=REPLAYS):
 
 
 def regret(table):
-    """Best val_accuracy of the table less that of each training, by number; to 6 decimals (an image is 0.00017), so
-    that a training right on a bound is within it, however its float was rounded."""
+    """Return the best val_accuracy of the table less that of each training, by number.
+
+    Rounded to 6 decimals (an image is 0.00017), so that a training right on a bound is within it.
+    """
     y = accuracy(table).set_axis(table.number)
     return (y.max() - y).round(6)
 
 
 def regrets(table, replayed, budgets, within=0.005):
-    """What searches have found. Two tables, by search and hyperband; q10, median and q90 over the replays of
+    """Summarise what searches have found: two tables, by search and hyperband, of q10, median and q90 over replays of
 
     - regret by `budgets` of epochs: best val_accuracy of the table less the best that the replay has found,
-    - runs and epochs until the regret is at most `within`: infinite where the replay has ended before.
+    - runs and epochs until the regret is at most `within`: infinite if a replay ended before that.
     """
     left = regret(table)[replayed.number].to_numpy()
-    spent, runs = replayed.epochs.to_numpy(), replayed.runs.to_numpy()
+    spent = replayed.epochs.to_numpy()
+    runs = replayed.runs.to_numpy()
     before = accuracy(table).max() - 0.1  # regret before the first whole training, at chance
     so_far, needed = {}, {}
     for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
@@ -208,7 +215,8 @@ def regrets(table, replayed, budgets, within=0.005):
         so_far[one] = steps[np.searchsorted(spent[at], budgets, side="right")]
         first = at[left[at] <= within][:1]
         needed[one] = [*runs[first], *spent[first]] or [np.inf, np.inf]
-    names, summary = {0.1: "q10", 0.5: "median", 0.9: "q90"}, []
+    names = {0.1: "q10", 0.5: "median", 0.9: "q90"}
+    summary = []
     for values, columns in ((so_far, budgets), (needed, ["runs", "epochs"])):
         by = pd.DataFrame([*values.values()], pd.MultiIndex.from_tuples(values), columns).groupby(level=[0, 1])
         summary.append(by.quantile(list(names), interpolation="nearest").rename(names, level=2))
@@ -216,5 +224,5 @@ def regrets(table, replayed, budgets, within=0.005):
 
 
 def after(replayed, runs):
-    """The number of the best training that each replay has found after `runs` runs, by search, hyperband and seed."""
+    """Return the number of the best training that each replay has found after `runs` runs."""
     return replayed[replayed.runs <= runs].groupby(["search", "hyperband", "seed"]).number.last()

@@ -53,7 +53,7 @@ csv.field_size_limit(LIMIT)  # the history of a long training is a long cell
 
 @cache
 def machine():
-    """What the bits of a training depend on, besides its Config and this project."""
+    """Return what the bits of a training depend on, besides its Config and this project."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
     blas = BLAS.info()  # SciPy has one of its own, which no training calls
@@ -63,17 +63,20 @@ def machine():
 
 
 def failure(why):
-    """What stands in a table for a trial that could not be trained."""
+    """Return what stands in a table for a trial that could not be trained."""
     return {"state": "failed", "machine": machine(), "stopped": why, **{name: [] for name in HISTORIES}}
 
 
 def config_of(row):
-    """The Config in a row of a table; what is missing has its default. Raises InputError for a value not allowed."""
+    """Make the Config of a row of a table; a field that is missing takes its default.
+
+    Raises InputError if a value is not allowed.
+    """
     return Config(**{name: _widths(row[name]) for name in FIELDS if name in row and row[name] is not None})
 
 
 def _widths(value):
-    """The value of a cell; the widths of several layers, stored as "256 128", as a tuple."""
+    """Return the value of a cell; "256 128", the widths of several layers, as a tuple."""
     several = isinstance(value, str) and re.fullmatch(r"[0-9]+( [0-9]+)+", value)
     return tuple(int(width) for width in value.split()) if several else value
 
@@ -92,7 +95,7 @@ class Column(NamedTuple):
 
 
 def whole(text):
-    """A whole number from 0; pandas writes 20.0 in a column where a value is missing."""
+    """Read a whole number from 0; pandas writes 20.0 if a value is missing in the same column."""
     found = re.fullmatch(r"([0-9]{1,18})(\.0)?", text)
     if not found:
         raise ValueError
@@ -100,21 +103,21 @@ def whole(text):
 
 
 def number(text, low=-math.inf, high=sys.float_info.max):
-    """A finite number from `low` to `high`."""
+    """Read a finite number from `low` to `high`."""
     if not DECIMAL.fullmatch(text) or not low <= (value := float(text)) <= high:
         raise ValueError
     return value
 
 
 def words(text):
-    """Text in one line, without control characters."""
-    if not text.isprintable() or not text.strip():
+    """Read text without control characters, except ends of lines."""
+    if not text.strip() or re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text):
         raise ValueError
     return text
 
 
 def setting(text):
-    """A value of Config as it was stored: a whole number, a number, the widths of several layers, or a name."""
+    """Read a value of Config: a whole number, a number, the widths of several layers, or a name."""
     if re.fullmatch(r"-?[0-9]+", text):
         return int(text)
     with suppress(ValueError):
@@ -123,14 +126,14 @@ def setting(text):
 
 
 def listed(text, parse):
-    """A JSON list of numbers."""
+    """Read a JSON list; `parse` reads each item."""
     if text[:1] + text[-1:] != "[]":
         raise ValueError
     return [parse(one.strip()) for one in text[1:-1].split(",")] if text != "[]" else []
 
 
 def one_of(values, parse=words):
-    """A column that has these values."""
+    """Make a column in which only these values are allowed."""
     allowed = ", ".join(map(str, values))
 
     def choose(text):
@@ -142,17 +145,17 @@ def one_of(values, parse=words):
 
 
 def optional(column):
-    """The same column, where a cell may be empty."""
+    """Make the same column, in which a cell may be empty."""
     return column._replace(optional=True)
 
 
 def series(column):
-    """A column of lists, each with one value of `column` for each epoch; an empty cell is a list of none."""
+    """Make a column of lists, each with a value of `column` for each epoch; an empty cell is an empty list."""
     return Column(partial(listed, parse=column.parse), f"a JSON list, each item {column.allowed}", [], optional=True)
 
 
 def metric_column(name):
-    """The column of a metric: an accuracy is from 0 to 1, a loss is not negative."""
+    """Make the column of a metric: an accuracy is from 0 to 1, a loss is not negative."""
     if name.endswith("accuracy"):
         return ACCURACY
     return LOSS if name.endswith("loss") else NUMBER
@@ -162,7 +165,7 @@ COUNT = Column(whole, "a whole number from 0")
 NUMBER = Column(number, "a finite number")
 LOSS = SECONDS = Column(partial(number, low=0), "a finite number from 0")
 ACCURACY = Column(partial(number, low=0, high=1), "a number from 0 to 1")
-TEXT = Column(words, "printable text", None)
+TEXT = Column(words, "text without control characters", None)
 TIME = Column(datetime.fromisoformat, "a date and time, as in 2026-11-23 16:16:38")
 YOUNG = {*FIELDS, *METRICS} - SINCE_THE_FIRST
 CONFIG = {name: Column(setting, "a value of Config", None, name in YOUNG, name in YOUNG) for name in FIELDS}
@@ -190,7 +193,7 @@ RESULTS = COLUMNS[COLUMNS.index("seconds") : COLUMNS.index("machine")]  # of tra
 
 @contextmanager
 def _lock(folder, alone=False):
-    """Keep others from changing the tables of a folder meanwhile; with `alone` from reading them, too."""
+    """Keep other processes from changing the tables of a folder; with `alone`, from reading them, too."""
     if not fcntl:
         yield
         return
@@ -204,8 +207,9 @@ def _lock(folder, alone=False):
 
 
 def _sums(folder):
-    """The checksums in tables.sha256, {file name: [checksum]}: two for a file that was being replaced."""
-    path, sums = folder / SUMS, {}
+    """Read the checksums in tables.sha256, {file name: [checksum]}: two for a file that was being replaced."""
+    path = folder / SUMS
+    sums = {}
     if path.exists():
         for line in path.read_bytes().decode("utf-8", "replace").splitlines():
             found = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
@@ -224,11 +228,13 @@ def _write_sums(folder, sums):
 def store(path, data):
     """Write bytes to a file, whole or not at all, and their checksum to tables.sha256 beside it.
 
-    While the file is replaced, the checksums of both are there: wherever this is stopped, what is left is in order.
+    While the file is replaced, the checksums of the old one and of the new one are listed: a stop at any moment leaves
+    a file that is listed.
     """
     path = Path(path)
     with _lock(path.parent, alone=True):
-        sums, new = _sums(path.parent), sha256(data).hexdigest()
+        sums = _sums(path.parent)
+        new = sha256(data).hexdigest()
         old = [sha256(path.read_bytes()).hexdigest()] if path.exists() else []
         _write_sums(path.parent, sums | {path.name: [*old, new]})
         with write_atomically(path) as file:
@@ -237,16 +243,17 @@ def store(path, data):
 
 
 def fetch(path):
-    """The bytes of a file, and the sentence that says what is wrong with their checksum, or None.
+    """Read a file: its bytes, and a sentence if their checksum is not the listed one, else None.
 
-    Raises InputError where the file cannot be read.
+    Raises InputError if the file cannot be read.
     """
     path = Path(path)
     try:
         with _lock(path.parent):
             if path.stat().st_size > LIMIT:
                 raise InputError(f"{path} has more than {LIMIT:,} bytes; allowed: a table; {REMEDY}")
-            data, sums = path.read_bytes(), _sums(path.parent)
+            data = path.read_bytes()
+            sums = _sums(path.parent)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     if path.name in sums and sha256(data).hexdigest() not in sums[path.name]:
@@ -261,7 +268,7 @@ def write_json(path, about):
 
 
 def read_json(path):
-    """The dictionary that `write_json` wrote. Raises InputError where there is none, or it is damaged."""
+    """Read the dictionary that `write_json` wrote. Raises InputError if the file is missing or damaged."""
     data, changed = fetch(path)
     try:
         about = json.loads(data.decode("utf-8"))
@@ -273,7 +280,7 @@ def read_json(path):
 
 
 def _cell(value):
-    """What is written for a value that is not a number: a list as JSON, several widths as "256 128"."""
+    """Return what is written for a value: of a list JSON, of several widths "256 128"."""
     if isinstance(value, list):
         return json.dumps(value, allow_nan=False)
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -288,10 +295,11 @@ def write_table(path, table):
 
 
 def read_table(path, columns, check=None, unique=()):
-    """A stored table as a DataFrame; all of it is checked before anything is returned.
+    """Read a stored table as a DataFrame; all of it is checked before anything is returned.
 
     columns: {name: Column} of this kind of table. check(row): raises InputError for a row that contradicts itself.
-    unique: names of the columns whose values, taken together, no two rows share. Raises InputError with file and place.
+    unique: columns whose values, taken together, no two rows share. Raises InputError, naming file and place, if the
+    table is missing, damaged or of another kind.
     """
     import pandas as pd  # half a second, which workers save
 
@@ -314,7 +322,7 @@ def read_table(path, columns, check=None, unique=()):
 
 
 def _lines(path, data):
-    """The cells of a CSV file, line by line."""
+    """Return the cells of a CSV file, line by line."""
     try:
         if data[:2] == b"\x1f\x8b":
             with gzip.open(io.BytesIO(data)) as file:
@@ -345,7 +353,7 @@ def _check_header(path, header, columns):
 
 
 def _values(path, name, column, cells):
-    """The values of a column's cells, each different text read once."""
+    """Return the values of the cells of a column; each text is read once, however often it occurs."""
     values = {"": column.missing} if column.optional else {}
     for text in dict.fromkeys(cells):
         try:
@@ -359,7 +367,7 @@ def _values(path, name, column, cells):
 
 
 def _settings(path, values, count):
-    """The fields of Config of so many rows, as Config has them: each row must be a training that it allows."""
+    """Return the fields of Config as Config has them: each of the `count` rows must be a training that it allows."""
     configs = []
     for i in range(count):
         try:
@@ -370,19 +378,19 @@ def _settings(path, values, count):
 
 
 def _check_unique(path, values):
-    """Raise InputError where two rows have the same values, {name: a value for each row}."""
+    """Raise InputError if two rows have the same values, {name: a value for each row}."""
     seen = {}
     for i, key in enumerate(zip(*values.values())):
         if seen.setdefault(key, i) != i:
-            rows, names = f"{path}, rows {seen[key]} and {i}", ", ".join(values)
-            raise InputError(f"{rows} have the same {names}; allowed: different ones; {REMEDY}")
+            rows = f"{path}, rows {seen[key]} and {i}"
+            raise InputError(f"{rows} have the same {', '.join(values)}; allowed: different ones; {REMEDY}")
 
 
 # ---------------------------------------------------------------------------------------------------------- their rows
 
 
 def missing(value):
-    """Whether a cell has no value."""
+    """Tell whether a cell has no value."""
     return value is None or value != value
 
 
@@ -396,7 +404,7 @@ def check_histories(row, epochs):
 
 
 def check_same(row, stored):
-    """Raise InputError where a value of a row is there, and is not what its histories say: {name: value}."""
+    """Raise InputError if a value of a row is not the one that its histories give, {name: value}."""
     for name, value in stored.items():
         if not missing(row[name]) and row[name] != value:
             raise InputError(f"{name} is {row[name]}; allowed: {value}, as its history says")
@@ -404,7 +412,8 @@ def check_same(row, stored):
 
 def check_trial(row):
     """Raise InputError for a row of a sweep that contradicts itself."""
-    state, length = row["state"], check_histories(row, row["epochs"])
+    state = row["state"]
+    length = check_histories(row, row["epochs"])
     if state in ("failed", "running"):
         return
     if state == "complete" and length < row["epochs"]:
@@ -445,33 +454,42 @@ def rerun(path, table, number, train, stored=dict):
 
 
 def _plain(value):
-    """A value as JSON has it: no type of NumPy's, None for none."""
+    """Return a value as JSON has it: no type of NumPy's, and None if it is missing."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if missing(value) else value
 
 
 def differences(then, now, same_machine):
-    """The names of the results that do not agree; a metric that the table does not have yet is left out.
+    """Return the names of the results that do not agree, without metrics that the table does not have yet.
 
     On one machine all are equal to the last bit. On another, of each history the last value must `agree`; a result
-    without a history (a test accuracy) may differ by the `tolerance` of val_accuracy; END may differ.
+    without a history (a test accuracy) may differ by the `tolerance` of val_accuracy, and may be missing if the
+    training ended in another epoch; END may differ.
     """
-    known = [name for name in now if name.removesuffix("_history") not in YOUNG or then[name]]
+    names = [name for name in now if name.removesuffix("_history") not in YOUNG or then[name] not in (None, [])]
     if same_machine:
-        return [name for name in known if then[name] != now[name]]
-    limit = tolerance(then["val_accuracy_history"], now["val_accuracy_history"])
-    single = [name for name in known if not name.endswith("_history") and f"{name}_history" not in now]
-    differ = [name for name in known if name.endswith("_history") and not agree(then[name], now[name], False)]
-    for name in set(single) - set(END):
-        both = (then[name], now[name])
-        if both != (None, None) and (None in both or not abs(then[name] - now[name]) < limit):
+        return [name for name in names if then[name] != now[name]]
+    curves = (then["val_accuracy_history"], now["val_accuracy_history"])
+    limit = tolerance(*curves)
+    same_end = len(curves[0]) == len(curves[1])
+    differ = []
+    for name in names:
+        if name in END or f"{name}_history" in now:
+            continue
+        if name.endswith("_history"):
+            close = agree(then[name], now[name], False)
+        elif then[name] is None or now[name] is None:
+            close = then[name] == now[name] or not same_end
+        else:
+            close = abs(then[name] - now[name]) < limit
+        if not close:
             differ.append(name)
     return differ
 
 
 def agree(then, now, same_machine):
-    """Whether two histories of a metric, one value per epoch, are of one training.
+    """Tell whether two histories of a metric, one value per epoch, are of one training.
 
     On one machine they are equal to the last bit. On another the last values differ by less than the `tolerance`.
     """
@@ -481,7 +499,7 @@ def agree(then, now, same_machine):
 
 
 def tolerance(then, now):
-    """How far the last values of two histories of one training may differ if they come from different machines.
+    """Return how far the last values of two histories may differ if two machines trained the same.
 
     Another machine rounds sums differently, which training magnifies. 0.01, or twice the largest step from one epoch to
     the next in the second half: of all of `now`, and of `then` without its last value, which is in question.

@@ -306,6 +306,49 @@ def test_fanova_sees_the_sample_alone_and_its_agreement_is_counted():
     assert lib.anova.agreement(shares, wrong, near=1)["first"] == 2
 
 
+def searched(parameters, **columns):
+    """The table of a sweep over these parameters, with these columns."""
+    about = {"program": "train.py", "name": "small", "method": "random", "run_cap": 3}
+    about |= {"metric": {"name": "val_accuracy"}, "parameters": parameters}
+    table = pd.DataFrame(columns)
+    table.attrs = {"definition": lib.sweepfile.check_sweep(about).definition}
+    return table
+
+
+def test_importance_is_of_the_parameter_that_decides_and_its_sign_is_the_right_one():
+    rng, n = np.random.default_rng(0), 60
+    rate, decay = 10 ** rng.uniform(-4, -1, n), rng.choice([0, 0.5], n)
+    optimizer, widths = rng.choice(["sgd", "adam"], n), [(24, 16) if one else 16 for one in rng.integers(2, size=n)]
+    y = 0.2 * np.log10(rate) - 0.1 * (decay > 0) + 0.05 * (optimizer == "adam")
+    parameters = {
+        "learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1},
+        "weight_decay": {"values": [0, 0.5]},
+        "optimizer": {"values": ["sgd", "adam"]},
+        "hidden_size": {"values": [16, [24, 16]]},
+        "epochs": {"value": 5},
+    }
+    given = {"learning_rate": rate, "weight_decay": decay, "optimizer": optimizer, "hidden_size": widths, "epochs": 5}
+    table = searched(parameters, **given, best_val_accuracy=y, val_loss=-y)
+    worth = lib.anova.importance(table, seeds=range(2)).set_index("name")
+    shares = worth.importance.dropna()
+    assert list(shares.index[:3]) == ["learning_rate", "weight_decay", "optimizer"]
+    assert set(shares.index) == parameters.keys() - {"epochs"} and shares["hidden_size"] < 0.02 < 0.6 < shares.iloc[0]
+    assert (worth.deviation[shares.index] < 0.1).all() and (worth.deviation[shares.index] > 0).any()
+    named = {f"optimizer: {name}" for name in ("sgd", "adam")} | {"hidden_size: (24, 16)", "hidden_size: 16"}
+    assert set(worth.index) == named | set(shares.index) and worth.importance[list(named)].isna().all()
+    assert worth.correlation["learning_rate"] > 0.7 and worth.correlation["weight_decay"] < -0.15
+    assert worth.correlation["optimizer: adam"] > 0.1 and worth.correlation["optimizer: sgd"] < -0.1
+    rank = pd.Series(y).corr(pd.Series(rate), "spearman")
+    assert worth.correlation["learning_rate"] == pytest.approx(rank)
+    losses = lib.anova.importance(table, "val_loss", [0]).set_index("name")
+    assert losses.correlation["learning_rate"] == pytest.approx(-rank)  # the loss falls with what helps
+    extreme = table.assign(learning_rate=table.learning_rate.where(table.index > 20, 1e-4))
+    extreme.best_val_accuracy = table.best_val_accuracy.where(table.index > 20)  # without a metric: left out
+    extreme.attrs = table.attrs
+    known = lib.anova.importance(extreme, seeds=[0]).set_index("name").correlation["learning_rate"]
+    assert known == pytest.approx(pd.Series(y[21:]).corr(pd.Series(rate[21:]), "spearman"))
+
+
 def test_first_epoch():
     table = fake(4)
     for epoch, name in enumerate(lib.anova.CURVES["val_accuracy"], 1):
@@ -327,6 +370,13 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     assert medians[9] == 0.8 and medians[10] == pytest.approx(0.3, abs=0.04)
     assert medians[100] == pytest.approx(0.6 * np.log(2) / 10, abs=0.01)
     assert medians[1000] == pytest.approx(0.6 * np.log(2) / 100, abs=0.002)
+    for name, share in (("q10", 0.9), ("median", 0.5), ("q90", 0.1)):  # of ten runs all are above it
+        assert regret.loc[("random", False, name), 100] == pytest.approx(0.6 * (1 - share**0.1), rel=0.25), name
+    assert (
+        needed.runs["random", False, "q10"]
+        < needed.runs["random", False, "median"]
+        < needed.runs["random", False, "q90"]
+    )
 
 
 def test_a_training_right_on_a_bound_is_within_it():

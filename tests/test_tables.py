@@ -473,6 +473,20 @@ def test_each_result_has_to_agree(name):
         assert lib.tables.differences(then, then | {name: None}, False) == [name]
         assert lib.tables.differences(then | {name: None}, then, False) == [name]
         assert lib.tables.differences(then | {name: None}, then | {name: None}, False) == []
+        shorter = {one: history[:2] for one, history in HISTORY.items()}  # it ended earlier, before its test
+        assert lib.tables.differences(then, then | shorter | {name: None}, False) == []
+        assert name in lib.tables.differences(then, then | shorter | {name: None}, True)
+
+
+def test_only_a_metric_that_the_table_does_not_have_yet_is_left_out(monkeypatch):
+    monkeypatch.setattr(lib.tables, "YOUNG", {"margin"})
+    now = RESULT | HISTORY | {"margin": 0.5, "margin_history": [0.5, 0.5, 0.5]}
+    for same_machine in (True, False):
+        missing = {"margin": None, "margin_history": []}
+        assert lib.tables.differences(now | missing, now, same_machine) == []
+        stored = {"margin": 0.0, "margin_history": [0.0, 0.0, 0.0]}
+        assert "margin_history" in lib.tables.differences(now | stored, now, same_machine)
+    assert lib.tables.differences(now | {"margin": 0.0}, now, True) == ["margin"]
 
 
 def test_on_another_machine_another_epoch_may_be_the_last_or_the_best():
