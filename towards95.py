@@ -15,7 +15,6 @@ Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 int
 
 import json
 import os
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,10 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from helpers import Config, InputError
-from lib.cli import answer
+from lib.cli import answer, number, progress
 from lib.dataset import load_dataset
 from lib.files import write_atomically, write_npz
 from lib.parallel import end_with_parent
@@ -139,9 +137,11 @@ def complete(path, recipes, workers=None, load=load_dataset):
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         work = as_completed([pool.submit(_row, *one, load) for one in missing])
         try:
-            for future in tqdm(work, total=len(missing), unit="training", disable=None):
-                rows.append(future.result())
-                _write(path, rows, KEY)
+            with progress(len(missing), "training") as bar:
+                for future in work:
+                    rows.append(future.result())
+                    _write(path, rows, KEY)
+                    bar.update()
         except BrokenProcessPool:
             raise InputError("a process that trained has died; the same command goes on from here") from None
     return read(path)
@@ -166,12 +166,12 @@ def _write(path, rows, key):
         table.to_csv(file, index=False)
 
 
-def rerun(name, number, folder=FOLDER, load=load_dataset):
+def rerun(name, row, folder=FOLDER, load=load_dataset):
     """Train a row of a table of TABLES again. `agrees`: as lib.tables.agree says."""
     table = read(folder / f"{name}.csv")
-    if number not in table.index:
-        raise InputError(f"N is {number}; allowed: 0 to {len(table) - 1}")
-    then = table.loc[number].to_dict()
+    if row not in table.index:
+        raise InputError(f"N is {row}; allowed: 0 to {len(table) - 1}")
+    then = table.loc[row].to_dict()
     base, measure, seed = (then[one] for one in KEY)
     now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
     same = then["machine"] == machine() and then["made"] == NOW
@@ -252,26 +252,22 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-def _whole(text):
-    return re.fullmatch("[0-9]{1,9}", text)
-
-
 def _command(argv):
     match argv:
-        case [name, *workers] if name in TABLES and len(workers) <= 1 and all(map(_whole, workers)):
+        case [name, *workers] if name in TABLES and len(workers) <= 1:
             path = FOLDER / f"{name}.csv"
-            table = complete(path, TABLES[name], *(int(one) or None for one in workers))
+            table = complete(path, TABLES[name], *(number("WORKERS", one) for one in workers))
             return {"table": str(path), "rows": len(table)}
-        case ["train", name, seed, *folder] if name in FINAL and _whole(seed) and len(folder) <= 1:
-            with tqdm(total=FINAL[name].epochs, unit="epoch", disable=None) as bar:
+        case ["train", name, seed, *folder] if name in FINAL and len(folder) <= 1:
+            with progress(FINAL[name].epochs, "epoch") as bar:
 
                 def show(row):
                     bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
                     bar.update(row["epoch"] - bar.n)
 
-                return final(name, int(seed), FOLDER, *folder or [CACHE], show)
-        case ["rerun", name, number] if name in TABLES and _whole(number):
-            return rerun(name, int(number))
+                return final(name, number("SEED", seed), FOLDER, *folder or [CACHE], show)
+        case ["rerun", name, row] if name in TABLES:
+            return rerun(name, number("N", row))
     tables = "|".join(TABLES)
     usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {tables} N"
     raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
@@ -284,7 +280,7 @@ def main(argv=None):
         try:
             return _command(argv)
         except FloatingPointError as error:
-            return {"stopped": str(error), "train_loss": None, "agrees": False}
+            return {"stopped": str(error), "train_loss": None}
 
     return answer("towards95.py", __doc__, argv, work)
 

@@ -149,6 +149,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_trainin
     y = layer.forward(x.copy(), "train")
     assert abs((y == 0).mean() - 0.3) < 0.01 and abs(y.mean() - 1) < 0.01 and y.dtype == np.float32
     np.testing.assert_array_equal(layer.backward(np.ones_like(x)), y)  # the same mask
+    assert abs((layer.forward(x.copy(), "train") == y).mean() - (0.3**2 + 0.7**2)) < 0.01  # the next one is another
     for mode in ("calibrate", "test"):
         np.testing.assert_array_equal(layer.forward(x.copy(), mode), x)
 

@@ -115,6 +115,7 @@ def test_shuffled_pixels_are_the_same_in_another_order_for_all_images(small):
     assert sorted(order) == list(range(784)) and (order != np.arange(784)).mean() > 0.9
     for name in ("x_val", "x_test"):
         np.testing.assert_array_equal(getattr(data, name), getattr(small, name)[:, order])
+    np.testing.assert_array_equal(recipes.shuffle(small).x_val, data.x_val)  # the same order every time
     assert data.y_val is small.y_val
     recipe = replace(SMALL, epochs=1)
     there, here = (train(replace(recipe, shuffled=shuffled), small)[1][0] for shuffled in (True, False))
