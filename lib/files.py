@@ -5,7 +5,7 @@ import os
 import zipfile
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
@@ -170,35 +170,54 @@ def load_checkpoint(path, training, arrays, defaults=None):
     return history
 
 
-def check_resumable(theta, config, steps=30):
-    """Raise InputError if an optimiser cannot be resumed.
+def check_resumable(theta, config, steps_per_epoch):
+    """Raise InputError if an optimiser cannot be resumed; return whether its steps depend on `epochs`.
 
     Its state must be arrays, and all that it remembers: in every step another one, which takes over the state of the
-    first, must move theta to the same bits.
+    first, must move theta and the state to the same bits. From 30 on t leaps, to meet what is done every 50 or 64
+    steps, once in an epoch, or at the end.
     """
     rng = np.random.default_rng(0)
+    noise = rng.standard_normal(len(theta) + 1000, np.float32).astype(theta.dtype)
     theta = theta.copy()
     step, state = make_optimizer(theta, config)
     for name, array in state.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not str(name).isidentifier():
+        plain = type(array) is np.ndarray and array.dtype.kind in "biuf" and array.flags.writeable
+        if not (plain and str(name).isidentifier()):
             kept = f"the state of optimizer {config.optimizer!r} has {type(array).__name__} {name!r}"
             raise InputError(f"{kept}; allowed: names with NumPy arrays of numbers, updated in place")
-    for t in range(1, steps + 1):
-        other = theta.copy()
-        other_step, other_state = make_optimizer(other, config)
-        for name in state:
-            other_state[name][...] = state[name]
-        g = rng.standard_normal(theta.shape, np.float32).astype(theta.dtype)
+    state = dict(state)  # the arrays of now, which are what a checkpoint holds on to
+    last = config.epochs * steps_per_epoch
+    times = {*range(1, 31), 50, 64, 100, 128, 200, 256, 500, 512, 600, 1000, steps_per_epoch, 2 * steps_per_epoch, last}
+    for t in sorted(t for t in times if t <= last):
+        g = noise[rng.integers(1000) :][: len(theta)]
         loss = float(rng.random())
+        there = _one_step(theta, state, config, g, t, loss)
+        with np.errstate(all="ignore"):
+            step(g.copy(), t, config.learning_rate, loss)
+        if not _same([theta, *state.values()], there):
+            more = f"optimizer {config.optimizer!r} remembers more than its state"
+            holds = f"which has {', '.join(sorted(state)) or 'nothing'}"
+            raise InputError(f"{more}, {holds}; allowed with a checkpoint: a state that holds all, updated in place")
+    longer = replace(config, epochs=config.epochs + 1)
+    ends = [[_one_step(theta, state, one, g, t, loss) for t in (1, -(-last // 2), last)] for one in (config, longer)]
+    return not all(map(_same, *ends))
+
+
+def _one_step(theta, state, config, g, t, loss):
+    """Return copies of theta and the arrays in `state` as an optimiser that has just been made moves them in step t."""
+    theta = theta.copy()
+    step, fresh = make_optimizer(theta, config)
+    moved = [theta, *(fresh[name] for name in state)]
+    for array, kept in zip(moved[1:], state.values()):
+        array[...] = kept
+    with np.errstate(all="ignore"):  # a gradient that no training has may overflow
         step(g.copy(), t, config.learning_rate, loss)
-        other_step(g, t, config.learning_rate, loss)
-        if not np.array_equal(theta, other, equal_nan=True):
-            more = (
-                f"optimizer {config.optimizer!r} remembers more than its state, which has {sorted(state) or 'nothing'}"
-            )
-            raise InputError(
-                f"{more}; allowed with a checkpoint: one whose state holds all, in arrays updated in place"
-            )
+    return moved
+
+
+def _same(arrays, others):
+    return all(np.array_equal(*pair, equal_nan=True) for pair in zip(arrays, others))
 
 
 def fingerprint(config, data, network):
@@ -215,8 +234,10 @@ def resumed(path, config, data, network, best_theta, state):
 
     Raises InputError if it is in use, damaged or of another training, or if the optimiser cannot be resumed.
     """
-    check_resumable(network.theta, config)
+    depends_on_epochs = check_resumable(network.theta, config, -(-len(data.x_train) // config.batch_size))
     training = fingerprint(config, data, network)
+    if depends_on_epochs:  # a rate that falls until the last epoch, for example
+        training["epochs"] = config.epochs
     arrays = {"theta": network.theta, "best_theta": best_theta}
     arrays |= {f"optimizer.{name}": array for name, array in state.items()}
     with locked(path):
