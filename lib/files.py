@@ -1,11 +1,14 @@
 """Files: written whole or not at all, checked whole before anything in them is used."""
 
 import json
+import math
 import os
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from errno import EEXIST
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
@@ -22,17 +25,23 @@ except ImportError:  # on Windows, where nothing but the lock of a checkpoint is
 
 @contextmanager
 def write_atomically(path):
-    """Open a file beside `path`, of a name that nobody else uses; rename it to `path` once it is written whole."""
-    path = Path(path).resolve()  # of a link, the file it points to
+    """Open a file beside `path`, of a name that nobody else uses; rename it to `path` once it is written whole.
+
+    Raises OSError with the name of `path` if it cannot be written, or if it is a folder, a device or a pipe.
+    """
+    path = Path(os.path.realpath(path))  # of a link, the file it points to
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(EEXIST, "It is not a regular file")  # a rename would put one in the place of /dev/null
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # a full disk names no file
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_npz(path, **arrays):
@@ -68,10 +77,15 @@ def read_npz(path, what, keys):
     return saved
 
 
-def fill(path, name, array, saved):
-    """Copy `saved`, which a file had, into `array`. Raises InputError if shape or dtype differ."""
+def check_alike(path, name, array, saved):
+    """Raise InputError if `saved`, which a file has, differs from `array` in shape or dtype."""
     if saved.shape != array.shape or saved.dtype != array.dtype:
         raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: {array.dtype} {array.shape}")
+
+
+def fill(path, name, array, saved):
+    """Copy `saved`, which a file had, into `array`. Raises InputError if shape or dtype differ."""
+    check_alike(path, name, array, saved)
     array[...] = saved
 
 
@@ -79,12 +93,13 @@ def fill(path, name, array, saved):
 
 
 def _network(sizes, activation, theta):
-    return Network(sizes.ravel().tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
+    sizes = sizes.ravel()
+    if sizes.dtype.kind not in "iu" or sum(int(n) * int(m) + int(m) for n, m in zip(sizes, sizes[1:])) != theta.size:
+        raise InputError(f"sizes is {sizes.tolist()}; allowed: what makes the {theta.size} parameters in theta")
+    return Network(sizes.tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
 
 
-NETWORKS = {
-    "Network": _network
-}  # kind: what makes one from its description and the dtype of its theta; lib.layers adds
+NETWORKS = {"Network": _network}  # kind: what makes one from its description and its theta's dtype; lib.layers adds
 
 
 def description(network):
@@ -124,16 +139,23 @@ def load_network(path):
 @contextmanager
 def locked(path):
     """Refuse a second training on one checkpoint while a first one runs; if that is killed, its lock is gone."""
-    path = Path(path).resolve()
-    lock = path.with_name(f".{path.name}.lock")
-    with open(lock, "ab") as file:
+    path = Path(os.path.realpath(path))
+    name = sha256(os.fsencode(path.name)).hexdigest()[:32]  # short, however long the name of the file is
+    lock = path.with_name(f".{name}.lock")
+    try:
+        file = open(lock, "ab")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; allowed: a file in a writable folder") from None
+    with file:
         try:
             if flock:
                 flock(file, LOCK_EX | LOCK_NB)
             if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
                 raise FileNotFoundError  # removed by the training that has just ended
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             raise InputError(f"{path} is in use by another training; allowed: one at a time, or another file") from None
+        except OSError:  # a file system without locks, such as a mounted cloud drive
+            pass
         try:
             yield
         finally:
@@ -146,18 +168,20 @@ def save_checkpoint(path, training, arrays, history):
     write_npz(path, about=about, **arrays)
 
 
-def load_checkpoint(path, training, arrays, defaults=None):
+def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
     """Put all arrays back to where a checkpoint left them; return the history.
 
-    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError if the file is
-    missing, damaged, or of another training.
+    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError, and changes no
+    array, if the file is missing, damaged, of another training, or has more than `epochs`.
     """
     saved = read_npz(path, "a checkpoint", {"about"})
     try:
         about = json.loads(str(saved.pop("about")))
         then = {**(defaults or {}), **about["training"]}
         history = list(about["history"])
-    except (ValueError, TypeError, LookupError):
+        if not all(math.isfinite(row["val_accuracy"]) for row in history):
+            raise ValueError
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
     for name, now in json.loads(json.dumps(training)).items():
         if then.get(name) != now:
@@ -165,8 +189,12 @@ def load_checkpoint(path, training, arrays, defaults=None):
             raise InputError(f"{path} is a checkpoint of another training: {there}; allowed: another file")
     if saved.keys() != arrays.keys():
         raise InputError(f"{path} holds {sorted(saved)}; allowed: {sorted(arrays)}, the state of this training")
+    if len(history) > epochs:
+        raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {epochs} asked for")
     for name, array in arrays.items():
-        fill(path, name, array, saved[name])
+        check_alike(path, name, array, saved[name])
+    for name, array in arrays.items():
+        array[...] = saved[name]
     return history
 
 
@@ -243,7 +271,5 @@ def resumed(path, config, data, network, best_theta, state):
     with locked(path):
         history = []
         if Path(path).exists():
-            history = load_checkpoint(path, training, arrays, asdict(Config()))
-        if len(history) > config.epochs:
-            raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {config.epochs} asked for")
+            history = load_checkpoint(path, training, arrays, asdict(Config()), config.epochs)
         yield history, lambda history: save_checkpoint(path, training, arrays, history)
