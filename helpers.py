@@ -603,7 +603,7 @@ def train(
     history = []
     save = None
     with ExitStack() as stack:
-        if checkpoint:
+        if checkpoint is not None:
             resumed = import_module("lib.files").resumed  # nothing else here needs a file
             history, save = stack.enter_context(resumed(checkpoint, config, data, network, best_theta, state))
         while not (stopped := _finished(history, config.epochs, patience)):

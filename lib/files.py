@@ -1,11 +1,14 @@
 """Files: written whole or not at all, checked whole before anything in them is used."""
 
 import json
+import math
 import os
 import zipfile
 import zlib
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from errno import EEXIST
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
@@ -22,17 +25,23 @@ except ImportError:  # on Windows, where nothing but the lock of a checkpoint is
 
 @contextmanager
 def write_atomically(path):
-    """Open a file beside `path`, of a name that nobody else uses; rename it to `path` once it is written whole."""
-    path = Path(path).resolve()  # of a link, the file it points to
+    """Open a file beside `path`, of a name that nobody else uses; rename it to `path` once it is written whole.
+
+    Raises OSError with the name of `path` if it cannot be written, or if it is a folder, a device or a pipe.
+    """
+    path = Path(os.path.realpath(path))  # of a link, the file it points to
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(EEXIST, "It is not a regular file")  # a rename would put one in the place of /dev/null
         with open(temporary, "xb") as file:
             yield file
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # a full disk names no file
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_npz(path, **arrays):
@@ -68,10 +77,15 @@ def read_npz(path, what, keys):
     return saved
 
 
-def fill(path, name, array, saved):
-    """Copy `saved`, which a file had, into `array`. Raises InputError if shape or dtype differ."""
+def check_alike(path, name, array, saved):
+    """Raise InputError if `saved`, which a file has, differs from `array` in shape or dtype."""
     if saved.shape != array.shape or saved.dtype != array.dtype:
         raise InputError(f"{path}: {name} is {saved.dtype} {saved.shape}; allowed: {array.dtype} {array.shape}")
+
+
+def fill(path, name, array, saved):
+    """Copy `saved`, which a file had, into `array`. Raises InputError if shape or dtype differ."""
+    check_alike(path, name, array, saved)
     array[...] = saved
 
 
@@ -79,12 +93,13 @@ def fill(path, name, array, saved):
 
 
 def _network(sizes, activation, theta):
-    return Network(sizes.ravel().tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
+    sizes = sizes.ravel()
+    if sizes.dtype.kind not in "iu" or sum(int(n) * int(m) + int(m) for n, m in zip(sizes, sizes[1:])) != theta.size:
+        raise InputError(f"sizes is {sizes.tolist()}; allowed: what makes the {theta.size} parameters in theta")
+    return Network(sizes.tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
 
 
-NETWORKS = {
-    "Network": _network
-}  # kind: what makes one from its description and the dtype of its theta; lib.layers adds
+NETWORKS = {"Network": _network}  # kind: what makes one from its description and its theta's dtype; lib.layers adds
 
 
 def description(network):
@@ -124,16 +139,23 @@ def load_network(path):
 @contextmanager
 def locked(path):
     """Refuse a second training on one checkpoint while a first one runs; if that is killed, its lock is gone."""
-    path = Path(path).resolve()
-    lock = path.with_name(f".{path.name}.lock")
-    with open(lock, "ab") as file:
+    path = Path(os.path.realpath(path))
+    name = sha256(os.fsencode(path.name)).hexdigest()[:32]  # short, however long the name of the file is
+    lock = path.with_name(f".{name}.lock")
+    try:
+        file = open(lock, "ab")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; allowed: a file in a writable folder") from None
+    with file:
         try:
             if flock:
                 flock(file, LOCK_EX | LOCK_NB)
             if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
                 raise FileNotFoundError  # removed by the training that has just ended
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             raise InputError(f"{path} is in use by another training; allowed: one at a time, or another file") from None
+        except OSError:  # a file system without locks, such as a mounted cloud drive
+            pass
         try:
             yield
         finally:
@@ -146,18 +168,20 @@ def save_checkpoint(path, training, arrays, history):
     write_npz(path, about=about, **arrays)
 
 
-def load_checkpoint(path, training, arrays, defaults=None):
+def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
     """Put all arrays back to where a checkpoint left them; return the history.
 
-    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError if the file is
-    missing, damaged, or of another training.
+    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError, and changes no
+    array, if the file is missing, damaged, of another training, or has more than `epochs`.
     """
     saved = read_npz(path, "a checkpoint", {"about"})
     try:
         about = json.loads(str(saved.pop("about")))
         then = {**(defaults or {}), **about["training"]}
         history = list(about["history"])
-    except (ValueError, TypeError, LookupError):
+        if not all(math.isfinite(row["val_accuracy"]) for row in history):
+            raise ValueError
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
     for name, now in json.loads(json.dumps(training)).items():
         if then.get(name) != now:
@@ -165,40 +189,63 @@ def load_checkpoint(path, training, arrays, defaults=None):
             raise InputError(f"{path} is a checkpoint of another training: {there}; allowed: another file")
     if saved.keys() != arrays.keys():
         raise InputError(f"{path} holds {sorted(saved)}; allowed: {sorted(arrays)}, the state of this training")
+    if len(history) > epochs:
+        raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {epochs} asked for")
     for name, array in arrays.items():
-        fill(path, name, array, saved[name])
+        check_alike(path, name, array, saved[name])
+    for name, array in arrays.items():
+        array[...] = saved[name]
     return history
 
 
-def check_resumable(theta, config, steps=30):
-    """Raise InputError if an optimiser cannot be resumed.
+def check_resumable(theta, config, steps_per_epoch):
+    """Raise InputError if an optimiser cannot be resumed; return whether its steps depend on `epochs`.
 
     Its state must be arrays, and all that it remembers: in every step another one, which takes over the state of the
-    first, must move theta to the same bits.
+    first, must move theta and the state to the same bits. From 30 on t leaps, to meet what is done every 50 or 64
+    steps, once in an epoch, or at the end.
     """
     rng = np.random.default_rng(0)
+    noise = rng.standard_normal(len(theta) + 1000, np.float32).astype(theta.dtype)
     theta = theta.copy()
     step, state = make_optimizer(theta, config)
     for name, array in state.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not str(name).isidentifier():
+        plain = type(array) is np.ndarray and array.dtype.kind in "biuf" and array.flags.writeable
+        if not (plain and str(name).isidentifier()):
             kept = f"the state of optimizer {config.optimizer!r} has {type(array).__name__} {name!r}"
             raise InputError(f"{kept}; allowed: names with NumPy arrays of numbers, updated in place")
-    for t in range(1, steps + 1):
-        other = theta.copy()
-        other_step, other_state = make_optimizer(other, config)
-        for name in state:
-            other_state[name][...] = state[name]
-        g = rng.standard_normal(theta.shape, np.float32).astype(theta.dtype)
+    state = dict(state)  # the arrays of now, which are what a checkpoint holds on to
+    last = config.epochs * steps_per_epoch
+    times = {*range(1, 31), 50, 64, 100, 128, 200, 256, 500, 512, 600, 1000, steps_per_epoch, 2 * steps_per_epoch, last}
+    for t in sorted(t for t in times if t <= last):
+        g = noise[rng.integers(1000) :][: len(theta)]
         loss = float(rng.random())
+        there = _one_step(theta, state, config, g, t, loss)
+        with np.errstate(all="ignore"):
+            step(g.copy(), t, config.learning_rate, loss)
+        if not _same([theta, *state.values()], there):
+            more = f"optimizer {config.optimizer!r} remembers more than its state"
+            holds = f"which has {', '.join(sorted(state)) or 'nothing'}"
+            raise InputError(f"{more}, {holds}; allowed with a checkpoint: a state that holds all, updated in place")
+    longer = replace(config, epochs=config.epochs + 1)
+    ends = [[_one_step(theta, state, one, g, t, loss) for t in (1, -(-last // 2), last)] for one in (config, longer)]
+    return not all(map(_same, *ends))
+
+
+def _one_step(theta, state, config, g, t, loss):
+    """Return copies of theta and the arrays in `state` as an optimiser that has just been made moves them in step t."""
+    theta = theta.copy()
+    step, fresh = make_optimizer(theta, config)
+    moved = [theta, *(fresh[name] for name in state)]
+    for array, kept in zip(moved[1:], state.values()):
+        array[...] = kept
+    with np.errstate(all="ignore"):  # a gradient that no training has may overflow
         step(g.copy(), t, config.learning_rate, loss)
-        other_step(g, t, config.learning_rate, loss)
-        if not np.array_equal(theta, other, equal_nan=True):
-            more = (
-                f"optimizer {config.optimizer!r} remembers more than its state, which has {sorted(state) or 'nothing'}"
-            )
-            raise InputError(
-                f"{more}; allowed with a checkpoint: one whose state holds all, in arrays updated in place"
-            )
+    return moved
+
+
+def _same(arrays, others):
+    return all(np.array_equal(*pair, equal_nan=True) for pair in zip(arrays, others))
 
 
 def fingerprint(config, data, network):
@@ -215,14 +262,14 @@ def resumed(path, config, data, network, best_theta, state):
 
     Raises InputError if it is in use, damaged or of another training, or if the optimiser cannot be resumed.
     """
-    check_resumable(network.theta, config)
+    depends_on_epochs = check_resumable(network.theta, config, -(-len(data.x_train) // config.batch_size))
     training = fingerprint(config, data, network)
+    if depends_on_epochs:  # a rate that falls until the last epoch, for example
+        training["epochs"] = config.epochs
     arrays = {"theta": network.theta, "best_theta": best_theta}
     arrays |= {f"optimizer.{name}": array for name, array in state.items()}
     with locked(path):
         history = []
         if Path(path).exists():
-            history = load_checkpoint(path, training, arrays, asdict(Config()))
-        if len(history) > config.epochs:
-            raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {config.epochs} asked for")
+            history = load_checkpoint(path, training, arrays, asdict(Config()), config.epochs)
         yield history, lambda history: save_checkpoint(path, training, arrays, history)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -235,3 +236,84 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left.*n.npz"):
         with lib.files.write_atomically(tmp_path / "n.npz"):
             raise OSError(28, "No space left on device")
+
+
+def test_a_checkpoint_that_is_refused_changes_no_array(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    train(tiny_config(), small, checkpoint=path)
+    network = Network([784, 9, 9, 10])
+    before = network.theta.copy()
+    with pytest.raises(InputError, match="has 3 epochs; allowed: at most the 2"):
+        train(tiny_config(epochs=2), small, checkpoint=path, network=network)
+    arrays = dict(np.load(path))
+    lib.files.write_npz(path, **{**arrays, "optimizer.v": arrays["optimizer.v"][:-1]})
+    with pytest.raises(InputError, match="optimizer.v is float32"):
+        train(tiny_config(), small, checkpoint=path, network=network)
+    assert (network.theta == before).all()
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "[" * 100_000,
+        '{"training": {}, "history": [1]}',
+        '{"training": {}, "history": "abc"}',
+        '{"training": {}, "history": [{"epoch": 1}]}',
+        '{"training": {}, "history": [{"val_accuracy": "x"}]}',
+        '{"training": {}, "history": [{"val_accuracy": NaN}]}',
+    ],
+)
+def test_what_a_checkpoint_says_about_itself_is_checked(about, small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    train(tiny_config(epochs=1), small, checkpoint=path)
+    lib.files.write_npz(path, **{**dict(np.load(path)), "about": about})
+    with pytest.raises(InputError, match="not a checkpoint: what it says about itself cannot be read"):
+        train(tiny_config(), small, checkpoint=path)
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "ü ß*?[].npz", "a\nb", "-"])
+def test_a_checkpoint_may_have_any_name(name, small, tiny_config, tmp_path):
+    train(tiny_config(epochs=1), small, checkpoint=tmp_path / name)
+    assert len(train(tiny_config(epochs=2), small, checkpoint=tmp_path / name).history) == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_place_where_no_checkpoint_can_be_is_refused_at_the_start(small, tiny_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    places = {
+        "none/c.npz": "No such file",
+        "file/c.npz": "Not a directory",
+        "": "a directory",
+    }
+    for place, reason in places.items():
+        path = tmp_path / place if place else ""  # "" is what an empty shell variable gives
+        with pytest.raises(InputError, match=f"cannot (read|write) .*: .*{reason}"):
+            train(tiny_config(), small, pytest.fail, checkpoint=path)
+
+
+def test_a_file_system_without_locks_is_not_called_in_use(monkeypatch, small, tiny_config, tmp_path):
+    def flock(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lib.files, "flock", flock)
+    assert len(train(tiny_config(), small, checkpoint=tmp_path / "c.npz").history) == 3
+
+
+def test_nothing_is_put_in_the_place_of_a_device_or_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null would be replaced, by root
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("pipe", "folder", "file/n.npz"):
+        with pytest.raises(OSError, match=f"{name}'$"):
+            helpers.save_network(tmp_path / name, Network([3, 2]))
+    assert (tmp_path / "pipe").is_fifo() and not list((tmp_path / "folder").iterdir())
+
+
+def test_sizes_of_more_weights_than_the_file_has_take_no_memory(tmp_path):
+    path = tmp_path / "n.npz"
+    lib.files.write_npz(path, sizes=np.array([10**6, 10**6]), activation="tanh", theta=np.zeros(8, np.float32))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"sizes is \[1000000, 1000000\]; allowed: .* the 8 parameters in theta"):
+        helpers.load_network(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()

@@ -316,6 +316,31 @@ def half_of_its_state(theta, config):
         shrink(theta, m / (1 + v), 1)
     return step, {"m": m}
 
+def a_dict_entry_bound_anew(theta, config):
+    state = {"u": np.zeros_like(theta)}
+    def step(g, t, eta, loss):
+        state["u"] = 0.9 * state["u"] + g
+        shrink(theta, state["u"], 1)
+    return step, state
+
+def a_state_that_comes_later(theta, config):
+    state = {}
+    def step(g, t, eta, loss):
+        u = state.setdefault("u", np.zeros_like(theta))
+        u += g
+        shrink(theta, u, 1)
+    return step, state
+
+def what_only_the_state_shows(theta, config):
+    n = 0
+    state = {"n": np.zeros(1)}
+    def step(g, t, eta, loss):
+        nonlocal n
+        n += 1
+        state["n"][0] = n
+        shrink(theta, g, 1 if t < 300 else n)
+    return step, state
+
 def every_tenth_step(theta, config):
     slow = theta.copy()
     def step(g, t, eta, loss):
@@ -351,6 +376,8 @@ def test_an_optimiser_that_remembers_more_than_its_state_is_refused_at_the_start
         lambda step: (step, {"rng": np.random.default_rng(0)}),
         lambda step: (step, {"u": np.array([None])}),
         lambda step: (step, {"u": np.array(["a"])}),
+        lambda step: (step, {"u": np.ma.array([1.0, 2.0], mask=[False, True])}),
+        lambda step: (step, {"u": np.broadcast_to(1.0, 9)}),
         lambda step: (step, {"u/v": np.zeros(2)}),
         lambda step: (step, {3: np.zeros(2)}),
     ],
@@ -378,3 +405,48 @@ def test_a_state_of_scalars_vectors_and_integers_resumes(monkeypatch, small, tin
     helpers.train(tiny_config(optimizer="odd", epochs=2), small, checkpoint=tmp_path / "c.npz")
     resumed = helpers.train(tiny_config(optimizer="odd", epochs=4), small, checkpoint=tmp_path / "c.npz")
     assert (resumed.network.theta == whole.network.theta).all()
+
+
+@pytest.mark.parametrize("period", [50, 64, 75, 150])  # an epoch has 75 steps
+def test_what_is_remembered_for_many_steps_is_found_too(period, monkeypatch, small, tiny_config, tmp_path):
+    def lookahead(theta, config):
+        slow = theta.copy()
+
+        def step(g, t, eta, loss):
+            theta[:] -= eta * g
+            if t % period == 0:
+                slow[:] = theta[:] = (slow + theta) / 2
+
+        return step, {}
+
+    monkeypatch.setitem(helpers.OPTIMIZERS, "lookahead", lookahead)
+    with pytest.raises(helpers.InputError, match="'lookahead' remembers more than its state"):
+        helpers.train(tiny_config(optimizer="lookahead", batch_size=4), small, checkpoint=tmp_path / "c.npz")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rate_that_falls_until_the_last_epoch_resumes_but_not_with_other_epochs(
+    monkeypatch, small, tiny_config, tmp_path
+):
+    def falling(theta, config):
+        rates = np.linspace(1, 0, config.epochs * 10)  # one for each step, and no more
+
+        def step(g, t, eta, loss):
+            theta[:] -= eta * rates[t - 1] * g
+
+        return step, {}
+
+    monkeypatch.setitem(helpers.OPTIMIZERS, "falling", falling)
+    path = tmp_path / "c.npz"
+    config = tiny_config(optimizer="falling", epochs=2, learning_rate=0.1)
+    whole = helpers.train(config, small)
+    helpers.train(config, small, lambda row: "stop", checkpoint=path)
+    with pytest.raises(helpers.InputError, match="another training: epochs is 2 there, 4 here"):
+        helpers.train(tiny_config(optimizer="falling", epochs=4, learning_rate=0.1), small, checkpoint=path)
+    assert (helpers.train(config, small, checkpoint=path).network.theta == whole.network.theta).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rate_beyond_float32_is_no_warning_before_the_training(small, tiny_config, tmp_path):
+    config = tiny_config(optimizer="adam", learning_rate=1e38)
+    assert "not finite" in helpers.train(config, small, checkpoint=tmp_path / "c.npz").stopped
