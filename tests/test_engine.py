@@ -1,7 +1,9 @@
 """The compiled steps: that they compute what NumPy computes, how exactly, and what happens where they cannot run."""
 
 import dataclasses
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_sweep import definition, tiny
 
 import helpers
-from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, InputError, Network, train
+import study
+import sweep
+import train as train_py
+from helpers import ACTIVATIONS, BACKENDS, LOSSES, OPTIMIZERS, InputError, Network, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"sgd": 0.1, "momentum": 0.03, "nag": 0.03, "rmsprop": 1e-3, "adam": 1e-3, "nadam": 1e-3}
@@ -49,12 +55,12 @@ def python(code, *flags, **environment):
 # ------------------------------------------------------------------------------------------------ the same mathematics
 
 
-def distances(config, data, compiled, sizes=None):
+def distances(config, data, compiled):
     """How far float32 NumPy and the engine end from a float64 training, relative to how far that moved."""
 
     def network(dtype):
         rng = np.random.default_rng([config.seed, 0])
-        return Network(sizes or [784, *config.widths, 10], config.activation, config.weight_init, rng, dtype)
+        return Network([784, *config.widths, 10], config.activation, config.weight_init, rng, dtype)
 
     start, exact = network(np.float64).theta, network(np.float64)
     ended = train(config, data, network=exact)
@@ -92,6 +98,7 @@ SHAPES = {
     "one batch, larger than the data": {"batch_size": 1000},
     "no hidden layer": {"num_layers": 0},
     "one hidden neuron": {"hidden_size": 1},
+    "a width for each layer": {"hidden_size": (30, 7, 19), "num_layers": 3},
     "wide": {"hidden_size": 300, "num_layers": 1},
     "deep": {"num_layers": 12, "hidden_size": 16, "epochs": 1},
 }
@@ -101,11 +108,6 @@ SHAPES = {
 @pytest.mark.parametrize("decay", (0, 0.01))
 def test_every_shape(changes, decay, small, tiny_config, compiled):
     numpy, engine = distances(tiny_config(**{"optimizer": "nag", "weight_decay": decay, **changes}), small, compiled)
-    assert engine < 3 * numpy + 1e-7
-
-
-def test_a_width_for_each_layer(small, tiny_config, compiled):
-    numpy, engine = distances(tiny_config(optimizer="adam"), small, compiled, sizes=[784, 30, 7, 19, 10])
     assert engine < 3 * numpy + 1e-7
 
 
@@ -171,14 +173,8 @@ def test_the_coefficients_of_tanh_are_those_of_our_fit():
     error, p, q = our_fit()
     assert error < 2.2e-8
     source = (ROOT / "lib" / "engine.py").read_text(encoding="utf-8")
-    for name, coefficients in (("p", p), ("q", q)):
-        lines = [
-            line
-            for line in source.splitlines()
-            if line.startswith((f"    {name} = float32", f"    {name} = {name} * y"))
-        ]
-        written = [float(line.rsplit("float32(")[-1].rstrip(")")) for line in lines]
-        assert written[::-1] == pytest.approx(coefficients, rel=1e-6)
+    written = [float(number) for number in re.findall(r"^    [pq] = .*float32\((.*)\)$", source, re.M)]
+    assert written == pytest.approx([*p[::-1], *q[:0:-1]], rel=1e-6)  # Q begins with 1
 
 
 def every_float32(low, high, step=1):
@@ -410,3 +406,67 @@ def test_an_interruption_ends_an_epoch(engine, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
     assert time.perf_counter() - began < 2 * 3  # 2 seconds, on a machine that does nothing else
+
+
+# ---------------------------------------------------------------------------------------------------- the command lines
+
+COMMANDS = {
+    "train.py": ["--epochs", "1"],
+    "sweep.py": [str(ROOT / "sweeps" / "random.yaml"), "--quick"],
+    "grid.py": [],
+    "study.py": ["losses"],
+}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+@pytest.mark.parametrize(
+    "backend, numba, sentence",
+    [
+        ("jax", True, "--backend is 'jax'; allowed: numpy, compiled"),
+        ("compiled", False, "Numba is not installed; to train compiled: pip install -r requirements-fast.txt"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_one_sentence_and_status_2(program, backend, numba, sentence, tmp_path):
+    flags = [*COMMANDS[program], "--backend", backend]
+    flags += ["--folder", str(tmp_path)] if program in ("sweep.py", "grid.py") else []
+    code = f"import sys\nif not {numba}:\n    sys.modules['numba'] = None\n"
+    code += f"import {program[:-3]} as program\nsys.exit(program.main({flags!r}))"
+    result = python(code, WANDB_MODE="disabled")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{program}: {sentence}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_result_of_train_py_names_the_compiler(engine, capsys, monkeypatch, small):
+    monkeypatch.setattr(train_py, "load_dataset", lambda name: small)
+    for backend in BACKENDS:
+        flags = ["--epochs", "2", "--backend", backend, "--wandb_mode", "disabled"]
+        assert train_py.main(flags) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert ("compiled by numba" in result.get("machine", "")) == (backend == "compiled")
+
+
+def test_the_table_of_a_sweep_names_the_compiler_and_a_row_is_trained_again_to_the_same_bits(
+    engine, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Path("two.yaml").write_text(json.dumps(definition(run_cap=2)))
+    table = sweep.run("two.yaml", workers=1, folder=Path("tables"), load=tiny, backend="compiled")
+    assert (table.state == "complete").all()
+    assert table.machine.str.endswith(f"compiled by numba {engine.numba.__version__}").all()
+    again = sweep.rerun("two", 1, Path("tables"), load=tiny)
+    assert again["same_machine"] and again["agrees"]
+
+
+def test_the_table_of_a_study_names_the_compiler_and_a_row_is_trained_again_to_the_same_bits(
+    engine, tmp_path, monkeypatch
+):
+    def here(configs, **options):
+        return (train(config, tiny(config.dataset), **options) for config in configs)
+
+    monkeypatch.setattr(study, "train_all", here)
+    config = helpers.Config(num_layers=1, hidden_size=8, epochs=2)
+    table = study.study("one", [config], tmp_path, store=True, backend="compiled")
+    assert "compiled by numba" in table.machine[0]
+    again = study.rerun("one", 0, tmp_path)
+    assert again["same_machine"] and again["agrees"]
