@@ -218,9 +218,13 @@ local third = {Math = formula}
 
 local pictures = {}
 
+local function decoded(address)
+  return (address:gsub('%%(%x%x)', function(code) return string.char(tonumber(code, 16)) end))
+end
+
 local function image_call(image)
   if not pictures[image.src] then
-    local kind, data = pandoc.mediabag.fetch((image.src:gsub('%%(%x%x)', function(x) return string.char(tonumber(x, 16)) end)))
+    local kind, data = pandoc.mediabag.fetch(decoded(image.src))
     local name = pandoc.utils.sha1(data) .. '.' .. (kind:match 'svg' or kind:match '/(%w+)')
     local file = assert(io.open(name, 'wb'))
     assert(file:write(data))
@@ -239,6 +243,10 @@ local for_typst = {
     local label = el.identifier ~= '' and ' <' .. el.identifier .. '>' or ''
     local caption = pandoc.write(pandoc.Pandoc(el.caption.long), 'typst'):gsub('%s+$', '')
     return raw('#figure(' .. call .. ', caption: [' .. caption .. '])' .. label), false
+  end,
+  Link = function(el)
+    if el.target:find '^#' then el.target = decoded(el.target) end
+    return el
   end,
   Image = function(el)
     return pandoc.RawInline('typst', '#box(' .. image_call(el) .. ')'), false
