@@ -271,11 +271,20 @@ local for_typst = {
   end,
 }
 
--- And what only HTML needs: a table wider than a telephone scrolls in a box of its own.
+-- And what only HTML needs: a table wider than a telephone scrolls in a box of its own, below its caption.
+
+local function html(text)
+  return pandoc.RawBlock('html', text)
+end
 
 local for_html = {
   Table = function(el)
-    return pandoc.Div(el, {class = 'table'})
+    local caption, name = el.caption.long, el.identifier
+    el.caption, el.identifier = {long = {}}, ''
+    local box = pandoc.Div(el, {class = 'table', tabindex = '0'})
+    if #caption == 0 then return box end
+    local opening = name ~= '' and '<figure id="' .. name .. '">' or '<figure>'
+    return {html(opening .. '<figcaption>'), caption[1], html '</figcaption>', box, html '</figure>'}
   end,
   Header = function(el)
     if pandoc.utils.stringify(el):find '^Appendix' then el.classes:insert 'appendix' end
