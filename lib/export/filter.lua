@@ -218,9 +218,13 @@ local third = {Math = formula}
 
 local pictures = {}
 
+local function decoded(address)
+  return (address:gsub('%%(%x%x)', function(code) return string.char(tonumber(code, 16)) end))
+end
+
 local function image_call(image)
   if not pictures[image.src] then
-    local kind, data = pandoc.mediabag.fetch((image.src:gsub('%%(%x%x)', function(x) return string.char(tonumber(x, 16)) end)))
+    local kind, data = pandoc.mediabag.fetch(decoded(image.src))
     local name = pandoc.utils.sha1(data) .. '.' .. (kind:match 'svg' or kind:match '/(%w+)')
     local file = assert(io.open(name, 'wb'))
     assert(file:write(data))
@@ -239,6 +243,10 @@ local for_typst = {
     local label = el.identifier ~= '' and ' <' .. el.identifier .. '>' or ''
     local caption = pandoc.write(pandoc.Pandoc(el.caption.long), 'typst'):gsub('%s+$', '')
     return raw('#figure(' .. call .. ', caption: [' .. caption .. '])' .. label), false
+  end,
+  Link = function(el)
+    if el.target:find '^#' then el.target = decoded(el.target) end
+    return el
   end,
   Image = function(el)
     return pandoc.RawInline('typst', '#box(' .. image_call(el) .. ')'), false
@@ -263,11 +271,20 @@ local for_typst = {
   end,
 }
 
--- And what only HTML needs: a table wider than a telephone scrolls in a box of its own.
+-- And what only HTML needs: a table wider than a telephone scrolls in a box of its own, below its caption.
+
+local function html(text)
+  return pandoc.RawBlock('html', text)
+end
 
 local for_html = {
   Table = function(el)
-    return pandoc.Div(el, {class = 'table'})
+    local caption, name = el.caption.long, el.identifier
+    el.caption, el.identifier = {long = {}}, ''
+    local box = pandoc.Div(el, {class = 'table', tabindex = '0'})
+    if #caption == 0 then return box end
+    local opening = name ~= '' and '<figure id="' .. name .. '">' or '<figure>'
+    return {html(opening .. '<figcaption>'), caption[1], html '</figcaption>', box, html '</figure>'}
   end,
   Header = function(el)
     if pandoc.utils.stringify(el):find '^Appendix' then el.classes:insert 'appendix' end
