@@ -477,12 +477,17 @@ def confusion(y, predicted, classes=10):
     return counts
 
 
+def counts(network, data):
+    """Return the confusion matrix of a network on the test images."""
+    return confusion(data.y_test, predict(network, data.x_test))
+
+
 def scores(counts, names):
     """Return precision, recall and F1 of each class."""
     right = np.diag(counts)
     table = pd.DataFrame({"precision": right / counts.sum(axis=0), "recall": right / counts.sum(axis=1)}, names)
     table["F1"] = 2 * table.precision * table.recall / (table.precision + table.recall)
-    return table.rename_axis("class")
+    return table.map("{:.3f}".format).rename_axis("class")
 
 
 def confused(counts, count=4):
