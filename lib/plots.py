@@ -104,9 +104,10 @@ def _numeric(cell):
 
 def words(name):
     """Return a column's name in plain words: val_accuracy is 'validation accuracy'."""
-    return " ".join(WORDS.get(word, word) for word in name.split("_"))
+    return PHRASES.get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
 
 
+PHRASES = {"num_layers": "hidden layers", "optimizer": "optimiser"}
 WORDS = {"train": "training", "val": "validation", "init": "initialisation"}
 
 
@@ -128,7 +129,7 @@ def sample_grid(images, labels, class_names):
 def network(sizes, shown=6):
     """Draw a network of these widths: a column of neurons for each layer, all joined, with the shapes of its arrays."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.7), layout="constrained")
-    heights = [np.linspace(1, -1, min(size, shown)) for size in sizes]
+    heights = [_column(size, shown) for size in sizes]
     for l, (left, right) in enumerate(zip(heights, heights[1:], strict=False)):
         for y in left:
             ax.plot([l, l + 1], [np.full(len(right), y), right], color="0.8", linewidth=0.5, zorder=1)
@@ -152,6 +153,14 @@ def network(sizes, shown=6):
     ax.set(xlim=(-0.3, last + 0.3), ylim=(-1.65, 1.6))
     ax.axis("off")
     return figure
+
+
+def _column(size, shown):
+    """Return the heights of a layer's neurons: all, or `shown` of them with a gap in the middle."""
+    if size <= shown:
+        return np.linspace(1, -1, size)
+    half = np.linspace(1, 0.35, shown // 2)
+    return np.concatenate([half, -half[::-1]])
 
 
 def weights(W, count=24):
@@ -196,7 +205,7 @@ def signal(profiles, titles):
             label = f"{init}, {activation}"
             ax.semilogy(layers, values[i], style, marker=MARKERS[j], color=COLORS[j], label=label, markersize=4)
         ax.set(xlabel="layer", xticks=layers, title=title)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(profiles))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(profiles), 3))
     return figure
 
 
@@ -375,9 +384,8 @@ def created(tables, floor=0.8):
                 y = value[here].clip(lower=floor)
                 ax.plot(minutes[here], y, marker, color=COLORS[j], markersize=4, alpha=0.8, label=state, clip_on=False)
         ax.step(minutes, value.cummax().clip(lower=floor), where="post", color="k", linewidth=1, label="best so far")
-        ax.annotate(f"{(value < floor).sum()} of {len(table)} runs below {floor:.0%}", (0.98, 0.04), ha="right",
-                    xycoords="axes fraction", fontsize=8)  # fmt: skip
-        ax.set(xlabel="created, minutes after the first", title=name, ylim=(floor, 0.91))
+        title = f"{name}: {(value < floor).sum()} of {len(table)} runs below {100 * floor:.0f} %"
+        ax.set(xlabel="created, minutes after the first", title=title, ylim=(floor, 0.91))
     axes[0].set_ylabel("best validation accuracy")
     found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
@@ -394,7 +402,11 @@ def _scale(values, score=None):
     means = values.map(score.groupby(values).mean()) if score is not None and values.dtype.kind not in "fi" else values
     names = list(values.iloc[np.argsort(means.to_numpy(), kind="stable")].unique())
     places = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.5]
-    return values.map(dict(zip(names, places, strict=True))), dict(zip(places, map("{:}".format, names), strict=True))
+    return values.map(dict(zip(names, places, strict=True))), dict(zip(places, map(_label, names), strict=True))
+
+
+def _label(value):
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _continuous(values):
