@@ -47,8 +47,9 @@ def values_within(grid, margin=0.01):
 
 
 def means(table, rows, column):
-    """Return the mean accuracy by values of `rows` and `column`, for a heat map."""
-    return table.accuracy.groupby([table[name] for name in [*rows, column]]).mean().unstack()
+    """Return the mean accuracy by values of `rows` and `column`, the best row first, for a heat map."""
+    found = table.accuracy.groupby([table[name] for name in [*rows, column]]).mean().unstack()
+    return found.loc[found.mean(axis=1).sort_values(ascending=False, kind="stable").index]
 
 
 def best_again(grid, seeded, count=10):

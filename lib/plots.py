@@ -91,7 +91,9 @@ def show_table(table):
     display(
         {
             "text/html": f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>",
-            "text/markdown": "\n".join("| " + " | ".join(line) + " |" for line in lines),
+            "text/markdown": "\n".join(
+                "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+            ),
             "text/plain": table.to_string(),
         },
         raw=True,
@@ -231,15 +233,16 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
                 ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
         ax.set(xlabel="epoch", title=words(metric))
         ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    wide = sum(map(len, histories)) > 60
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if wide else 6)
     return figure
 
 
 def confusion_matrix(counts, class_names):
     """counts[i, j]: images of class i named j. Colour and first line: per cent of the row; second line: the count."""
     share = counts / counts.sum(axis=1, keepdims=True)
-    figure, ax = plt.subplots(figsize=(WIDTH, 5.4), layout="constrained")
-    ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1.1)  # the root makes rare confusions visible
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.7), layout="constrained")
+    ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")  # the root makes rare confusions visible
     for (i, j), count in np.ndenumerate(counts):
         if count:
             text = f"{share[i, j]:.1%}\n{count:,.0f}"
@@ -488,7 +491,7 @@ def importance(tables, chance):
         right.barh([*map(words, signed.name)], signed.correlation, color=colors)
         right.axvspan(-chance[name], chance[name], color="0.5", alpha=0.25, linewidth=0)
         right.axvline(0, color="k", linewidth=0.8)
-        right.set(title=f"{name}: correlation", xlabel="rank correlation with validation accuracy")
+        right.set(title=f"{name}: correlation", xlabel="rank correlation")
         for ax in (left, right):
             ax.grid(False, axis="y")
     return figure
@@ -528,7 +531,7 @@ def marginals(table, y, names):
     """y of all trainings by the value of each parameter: 10 to 90 % (thin), quartiles (thick), median, mean, best."""
     figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(WIDTH, 4.6), layout="constrained", sharey=True)
     for ax, name in zip(axes.flat, names, strict=True):
-        places, ticks = _scale(table[name])
+        places, ticks = _scale(table[name], y)
         by = y.groupby(places)
         q10, q25, median, q75, q90 = (by.quantile(q) for q in (0.1, 0.25, 0.5, 0.75, 0.9))
         ax.vlines(q10.index, q10, q90, color=COLORS[0], linewidth=1)
