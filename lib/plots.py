@@ -179,7 +179,7 @@ def weights(W, count=24):
 def ravine(paths, curvature):
     """Draw each path (steps + 1, 2) of {title: path} on the level lines of J = sum of curvature * theta^2 / 2."""
     figure, axes = plt.subplots(
-        2, -(-len(paths) // 2), figsize=(WIDTH, 3.6), layout="constrained", sharex=True, sharey=True
+        2, -(-len(paths) // 2), figsize=(WIDTH, 3.6), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     x, y = np.meshgrid(np.linspace(-4.6, 1.8, 120), np.linspace(-2, 2, 80))
     for j, (ax, (title, path)) in enumerate(zip(axes.flat, paths.items(), strict=True)):
@@ -376,8 +376,8 @@ def created(tables, floor=0.8):
 
     Runs below `floor` sit on the lower edge, where their number is written.
     """
-    figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), layout="constrained", sharey=True)
-    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+    figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), layout="constrained", sharey=True, squeeze=False)
+    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
         table = table.sort_values("created")
         minutes = (table.created - table.created.min()).dt.total_seconds() / 60
         value = table.best_val_accuracy.fillna(0)
@@ -389,8 +389,8 @@ def created(tables, floor=0.8):
         ax.step(minutes, value.cummax().clip(lower=floor), where="post", color="k", linewidth=1, label="best so far")
         title = f"{name}: {(value < floor).sum()} of {len(table)} runs below {100 * floor:.0f} %"
         ax.set(xlabel="created, minutes after the first", title=title, ylim=(floor, 0.91))
-    axes[0].set_ylabel("best validation accuracy")
-    found = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    axes[0][0].set_ylabel("best validation accuracy")
+    found = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found, loc="outside lower center", ncols=len(found))
     return figure
 
@@ -509,8 +509,8 @@ def shares(spaces, count=10):
 
     spaces: {title: (shares of grid.decomposition, {runs: draws of grid.fanova})}.
     """
-    figure, axes = plt.subplots(1, len(spaces), figsize=(WIDTH, 3.8), layout="constrained")
-    for ax, (title, (exact, samples)) in zip(axes, spaces.items(), strict=True):
+    figure, axes = plt.subplots(1, len(spaces), figsize=(WIDTH, 3.8), layout="constrained", squeeze=False)
+    for ax, (title, (exact, samples)) in zip(axes[0], spaces.items(), strict=True):
         top = exact.drop(("rest", "")).head(count)
         y = np.arange(len(top))[::-1]
         ax.barh(y, top, color="0.8", label="the grid")
@@ -523,13 +523,15 @@ def shares(spaces, count=10):
         ax.set_yticks(y, _terms(top.index))
         ax.set(title=title, xlabel="share of the variance", xlim=0)
         ax.grid(False, axis="y")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 def marginals(table, y, names):
     """y of all trainings by the value of each parameter: 10 to 90 % (thin), quartiles (thick), median, mean, best."""
-    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(WIDTH, 4.6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        2, -(-len(names) // 2), figsize=(WIDTH, 4.6), layout="constrained", sharey=True, squeeze=False
+    )
     for ax, name in zip(axes.flat, names, strict=True):
         places, ticks = _scale(table[name], y)
         by = y.groupby(places)
