@@ -117,7 +117,7 @@ WORDS = {"train": "training", "val": "validation", "init": "initialisation"}
 
 
 def sample_grid(images, labels, class_names):
-    """The first image (784,) of each class among `images`, in a grid of two rows."""
+    """Draw the first image (784,) of each class among `images`, in a grid of two rows."""
     figure, axes = plt.subplots(2, 5, figsize=(WIDTH, 3.3), layout="constrained")
     for k, (ax, name) in enumerate(zip(axes.flat, class_names, strict=True)):
         first = np.flatnonzero(labels == k)[0]
@@ -197,7 +197,7 @@ def ravine(paths, curvature):
 
 
 def signal(profiles, titles):
-    """How a signal fares through depth. profiles: {(weight_init, activation): a list by layer per panel}."""
+    """Draw how a signal fares through depth. profiles: {(weight_init, activation): a list by layer per panel}."""
     figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 3.1), layout="constrained")
     inits, activations = (list(dict.fromkeys(names)) for names in zip(*profiles, strict=True))
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
@@ -212,7 +212,7 @@ def signal(profiles, titles):
 
 
 def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
-    """One panel per metric, one line per name. histories: {name: rows of helpers.train}, or a list of such for a band.
+    """Draw one panel per metric, one line per name. histories: {name: rows of helpers.train, or a list of such}.
 
     Where a name has several histories (seeds), the line is their mean and the band their range.
     """
@@ -239,7 +239,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
 
 
 def confusion_matrix(counts, class_names):
-    """counts[i, j]: images of class i named j. Colour and first line: per cent of the row; second line: the count."""
+    """Draw counts[i, j], the images of class i that are taken for j: per cent of the row (colour, too), and the count."""
     share = counts / counts.sum(axis=1, keepdims=True)
     figure, ax = plt.subplots(figsize=(WIDTH, 4.7), layout="constrained")
     ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")  # the root makes rare confusions visible
@@ -256,7 +256,7 @@ def confusion_matrix(counts, class_names):
 
 
 def image_rows(groups, n=8):
-    """groups: {label: images (any number, 784)}; the first n of each in a row."""
+    """Draw the first n images of each group in a row. groups: {label: images (any number, 784)}."""
     figure, axes = plt.subplots(len(groups), n, figsize=(WIDTH, 0.78 * len(groups) + 0.3), layout="constrained")
     for row, (label, images) in zip(axes, groups.items(), strict=True):
         for ax in row:
@@ -268,7 +268,7 @@ def image_rows(groups, n=8):
 
 
 def loss_gradients(p, force):
-    """force: {loss: |dL/dz| of each image}, against p, the probability of its true class."""
+    """Draw force, {loss: |dL/dz| of each image}, against p, the probability of its true class."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
     for j, (name, size) in enumerate(force.items()):
         ax.plot(p, size, MARKERS[j], color=COLORS[j], markersize=2, alpha=0.4, label=name, rasterized=True)
@@ -281,7 +281,7 @@ def loss_gradients(p, force):
 
 
 def ablation(gains, titles):
-    """What measures are worth. gains: {measure: per panel the gains of all seeds in percentage points, or None}."""
+    """Draw what measures are worth. gains: {measure: per panel the gains of all seeds in points, or None}."""
     figure, axes = plt.subplots(
         1, len(titles), figsize=(WIDTH, 0.27 * len(gains) + 1.1), layout="constrained", sharex=True, sharey=True
     )
@@ -300,7 +300,7 @@ def ablation(gains, titles):
 
 
 def ladder(steps):
-    """Test accuracies, one under the other, with their numbers. steps: {name: (mean, deviation or None, group)}."""
+    """Draw test accuracies, one below the other, with their numbers. steps: {name: (mean, deviation or None, group)}."""
     groups = list(dict.fromkeys(group for *_, group in steps.values()))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
     for y, (mean, deviation, group) in enumerate(steps.values()):
@@ -320,7 +320,7 @@ def ladder(steps):
 
 
 def recalls(shares, class_names):
-    """Recall of each class by several networks ({name: (10,)}), the hardest class on top."""
+    """Draw the recall of each class by several networks ({name: (10,)}), the hardest class of the first on top."""
     order = np.argsort(next(iter(shares.values())))
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     for j, (name, share) in enumerate(shares.items()):
@@ -372,9 +372,9 @@ def sweep_curves(tables, metrics=("train_accuracy", "val_accuracy", "train_loss"
 
 
 def created(tables, floor=0.8):
-    """Best validation accuracy of each run against the minutes since its sweep began, and the best so far.
+    """Draw the best validation accuracy of each run against when it was created, and the best so far.
 
-    Runs below `floor` sit on the lower edge, where their number is written.
+    Runs below `floor` lie on the lower edge; the title has their number.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), layout="constrained", sharey=True, squeeze=False)
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
@@ -505,7 +505,7 @@ def _terms(index):
 
 
 def shares(spaces, count=10):
-    """The `count` largest terms of each decomposition as bars; beside those of one parameter, what fANOVA has claimed.
+    """Draw the `count` largest terms of each decomposition as bars, and on those of one parameter what fANOVA estimates.
 
     spaces: {title: (shares of grid.decomposition, {runs: draws of grid.fanova})}.
     """
@@ -528,7 +528,7 @@ def shares(spaces, count=10):
 
 
 def marginals(table, y, names):
-    """y of all trainings by the value of each parameter: 10 to 90 % (thin), quartiles (thick), median, mean, best."""
+    """Draw y by the value of each parameter: 10 to 90 % (thin line), quartiles (thick), median, mean, best."""
     figure, axes = plt.subplots(
         2, -(-len(names) // 2), figsize=(WIDTH, 4.6), layout="constrained", sharey=True, squeeze=False
     )
@@ -551,7 +551,7 @@ def marginals(table, y, names):
 
 
 def interactions(panels):
-    """Heat maps side by side, one scale of colour. panels: {title: means as a table, rows by columns}."""
+    """Draw heat maps side by side, one scale of colour. panels: {title: means as a table, rows by columns}."""
     wide = [table.shape[1] + 1.5 for table in panels.values()]
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3), layout="constrained", width_ratios=wide)
     for ax, (title, table) in zip(axes, panels.items(), strict=True):
@@ -568,8 +568,7 @@ def interactions(panels):
 
 
 def seed_spread(seeded, best):
-    """Validation accuracies over seeds, of trainings (rows: number, seed, val_accuracy) by the rank of their mean, and
-    of those of the grid's `best` numbers by their rank there."""
+    """Draw validation accuracies over seeds: of all trainings by their mean's rank, of the grid's `best` by theirs."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
     by = seeded.groupby("number").val_accuracy.agg(["min", "mean", "max"])
     panels = {"rank by the mean of the seeds": by["mean"].sort_values(ascending=False).index, "rank in the grid": best}
@@ -590,7 +589,7 @@ def seed_spread(seeded, best):
 
 
 def regrets(regret, within, low=1e-4):
-    """Median regret of searches, and its 10 to 90 % band, by the budget of epochs (see grid.regrets); 0 is at `low`."""
+    """Draw the median regret of searches and its 10 to 90 % band by the budget of epochs; 0 is at `low`."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained", sharey=True)
     for (search, hyperband), rows in regret.clip(lower=low).groupby(level=[0, 1]):
         ax, j, rows = axes[int(hyperband)], ["random", "tpe"].index(search), rows.droplevel([0, 1])
