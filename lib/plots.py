@@ -239,7 +239,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
 
 
 def confusion_matrix(counts, class_names):
-    """Draw counts[i, j], the images of class i that are taken for j: per cent of the row (colour, too), and the count."""
+    """Draw counts[i, j], the images of class i taken for j: per cent of the row, its colour, and the count."""
     share = counts / counts.sum(axis=1, keepdims=True)
     figure, ax = plt.subplots(figsize=(WIDTH, 4.7), layout="constrained")
     ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")  # the root makes rare confusions visible
@@ -300,7 +300,7 @@ def ablation(gains, titles):
 
 
 def ladder(steps):
-    """Draw test accuracies, one below the other, with their numbers. steps: {name: (mean, deviation or None, group)}."""
+    """Draw test accuracies, one below the other, with numbers. steps: {name: (mean, deviation or None, group)}."""
     groups = list(dict.fromkeys(group for *_, group in steps.values()))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
     for y, (mean, deviation, group) in enumerate(steps.values()):
@@ -505,9 +505,9 @@ def _terms(index):
 
 
 def shares(spaces, count=10):
-    """Draw the `count` largest terms of each decomposition as bars, and on those of one parameter what fANOVA estimates.
+    """Draw the `count` largest terms of each decomposition as bars, and what fANOVA estimates of single parameters.
 
-    spaces: {title: (shares of grid.decomposition, {runs: draws of grid.fanova})}.
+    spaces: {title: (shares of anova.decomposition, {runs: draws of anova.fanova})}.
     """
     figure, axes = plt.subplots(1, len(spaces), figsize=(WIDTH, 3.8), layout="constrained", squeeze=False)
     for ax, (title, (exact, samples)) in zip(axes[0], spaces.items(), strict=True):
