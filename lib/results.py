@@ -1,16 +1,14 @@
 """What the report shows of its ten questions: the stored tables it quotes, and the rows and numbers made of them."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 import helpers
-from lib import anova, claims, replay, studies
+from lib import anova, claims, replay, studies, tables
 from lib.dataset import DATA_DIR
 from lib.plots import words
-from lib.tables import agree, machine, read_table
 
 TOPS = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
 
@@ -25,23 +23,29 @@ def read_tables(folder=DATA_DIR):
     optimisers), seeded (its further seeds), replays; each study by its name, that of MNIST with the `name` of its
     configurations; the tables of towards95.py by their names (ablation, final, ...).
     """
-    sweeps = {name: read_sweep(folder / "sweeps", name) for name in ("random", "bayes")}
+    sweeps = {name: read_sweep(folder / "sweeps" / f"{name}.csv") for name in ("random", "bayes")}
     grid = anova.load_grid(folder / "grid.csv.gz")
     grid["accuracy"] = anova.accuracy(grid)
-    tables = {path.stem: read_table(path) for path in sorted((folder / "studies").glob("*.csv"))}
-    tables["mnist"] = studies.named(tables["mnist"], studies.mnist(folder / "sweeps"))
-    towards95 = {path.stem: pd.read_csv(path) for path in sorted((folder / "towards95").glob("*.csv"))}
-    seeded = pd.read_csv(folder / "grid_seeds.csv")
-    replays = replay.load_replays(grid, folder / "grid_replays.csv.gz")
-    grids = {"grid": grid, "living": grid[grid.weight_decay < 0.5], "seeded": seeded, "replays": replays}
-    grids["adaptive"] = grids["living"][grids["living"].optimizer.isin(claims.ADAPTIVE)]
-    return SimpleNamespace(sweeps=sweeps, runs=pd.concat(sweeps), **grids, **tables, **towards95)
+    living = grid[grid.weight_decay < 0.5]
+    found = {
+        "sweeps": sweeps,
+        "runs": pd.concat(sweeps),
+        "grid": grid,
+        "living": living,
+        "adaptive": living[living.optimizer.isin(claims.ADAPTIVE)],
+        "seeded": tables.read_table(folder / "grid_seeds.csv", anova.SEEDED, unique=["number", "seed"]),
+        "replays": replay.load_replays(grid, folder / "grid_replays.csv.gz"),
+    }
+    found |= {name: studies.load_study(name, folder / "studies") for name in studies.STUDIES}
+    found["mnist"] = studies.named(found["mnist"], studies.DIGITS)
+    found |= {path.stem: pd.read_csv(path) for path in sorted((folder / "towards95").glob("*.csv"))}
+    return SimpleNamespace(**found)
 
 
-def read_sweep(folder, name):
+def read_sweep(path):
     """Return the runs of a stored sweep, with what its .json file says of the sweep as attributes."""
-    runs = read_table(folder / f"{name}.csv", parse_dates=["created"])
-    runs.attrs.update(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    runs = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
+    runs.attrs.update(tables.read_json(path.with_suffix(".json")))
     return runs
 
 
@@ -49,9 +53,9 @@ def compare(study, seed, history):
     """Return a sentence: the training just made, by its history, beside the stored one of this seed."""
     row = study[study.seed == seed].iloc[0]
     now = [epoch["val_accuracy"] for epoch in history]
-    then, same = row.val_accuracy_history[: len(now)], row.machine == machine()
+    then, same = row.val_accuracy_history[: len(now)], row.machine == tables.machine()
     how = "the same machine, to the last bit" if same else "another machine, within its rounding"
-    outcome = "agree" if agree(then, now, same) else "DISAGREE"
+    outcome = "agree" if tables.agree(then, now, same) else "DISAGREE"
     return f"seed {seed}, trained again just now: {now[-1]:.4f}; stored: {then[-1]:.4f}; {outcome} ({how})"
 
 
@@ -264,6 +268,7 @@ def share_within(counts, names, group):
 def rates_table(study):
     """Return the best validation accuracy by learning rate (rows) and loss (columns)."""
     table = study.pivot(index="learning_rate", columns="loss", values="val_accuracy").rename(columns=words)
+    table = table.map(lambda value: "–" if np.isnan(value) else f"{value:.4f}")
     return table.rename(index="{:.3g}".format).rename_axis(index="learning rate", columns=None)
 
 
@@ -326,11 +331,11 @@ def in_words(config):
 
 def mnist_table(study):
     """Return accuracies by configuration, means over seeds, beside what the reference report states."""
-    rows, configs = {}, studies.mnist()
+    rows = {}
     for name, table in study.groupby("name", sort=False):
         train, test = STATED.get(name.split(",")[0], (None, None))
         rows[name] = {
-            "configuration": in_words(configs[name]),
+            "configuration": in_words(studies.DIGITS[name]),
             "training": f"{table.train_accuracy.mean():.4f}",
             "stated": f"{train:.4f}" if train else "–",
             "validation": f"{table.val_accuracy.mean():.4f}",

@@ -200,14 +200,14 @@ def test_question_10(stored):
 
 
 def test_selected_and_losses_are_of_one_configuration(stored):
-    assert [config_of(row) for row in stored.selected.to_dict("records")] == studies.configs("selected")
-    assert [config_of(row) for row in stored.losses.to_dict("records")] == studies.configs("losses")
+    assert [config_of(row) for row in stored.selected.to_dict("records")] == studies.STUDIES["selected"].configs
+    assert [config_of(row) for row in stored.losses.to_dict("records")] == studies.STUDIES["losses"].configs
     assert set(stored.selected.machine) == set(stored.losses.machine)  # compared, so from one machine
 
 
 @pytest.mark.parametrize("name", ["selected", "reference", "optimizers", "deep", "loss_rates", "losses", "mnist"])
 def test_the_stored_studies_are_those_of_the_list(stored, name):
-    assert [config_of(row) for row in getattr(stored, name).to_dict("records")] == studies.configs(name)
+    assert [config_of(row) for row in getattr(stored, name).to_dict("records")] == studies.STUDIES[name].configs
 
 
 def test_the_stored_network_is_that_of_seed_0(stored, fashion):
