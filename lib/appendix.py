@@ -5,8 +5,7 @@ import pandas as pd
 from scipy import stats
 
 import helpers
-from lib import anova, claims, layers, replay, results
-from lib.dataset import DATA_DIR
+from lib import anova, claims, layers, recipes, replay, results
 from lib.plots import words
 
 # ------------------------------------------------------------------------------------------- Appendix A: the whole grid
@@ -238,19 +237,9 @@ def finals(table):
     return pd.DataFrame(rows).T.rename_axis("network")
 
 
-def answers(name, seed=0, folder=DATA_DIR / "towards95"):
+def answers(name, seed=0):
     """Return the classes that a final network gives for the test images, both ways averaged."""
-    return np.mean([_probabilities(name, seed, folder)], axis=(0, 1)).argmax(axis=1)
-
-
-def ensemble(name, seeds, y, folder=DATA_DIR / "towards95"):
-    """Return the test accuracy of several networks together, whose probabilities are averaged."""
-    p = [_probabilities(name, seed, folder) for seed in seeds]
-    return float(np.mean(np.mean(p, axis=(0, 1)).argmax(axis=1) == y))
-
-
-def _probabilities(name, seed, folder):  # of the test images as they are and mirrored, (2, 10000, 10)
-    return np.load(folder / f"{name}-{seed}-test.npy", allow_pickle=False).astype(np.float32)
+    return recipes.probabilities(f"{name}-{seed}").mean(axis=0).argmax(axis=1)
 
 
 def recalls(network, data):
@@ -287,7 +276,11 @@ def ladder(stored, y):
         table = networks[name]
         steps[name] = step(table.test_accuracy, one)
         steps[f"{name}, with the mirrored image"] = step(table.test_accuracy_flips, several)
-        steps[f"{len(table)} {name} networks"] = (ensemble(name, table.seed, y), None, several)
+        steps[f"{len(table)} {name} networks"] = (
+            recipes.ensemble([f"{name}-{seed}" for seed in table.seed], y),
+            None,
+            several,
+        )
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 
