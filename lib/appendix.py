@@ -210,6 +210,40 @@ def ablation_table(ablation):
     return table
 
 
+def recommended(table):
+    """Return what each measure adds over twice as many epochs: n, the gain in points with its interval, Holm's p."""
+    value = table[table.base == "long"].pivot(index="seed", columns="measure", values="val_accuracy") * 100
+    gain = {name: claims.paired(value[name], value.nothing) for name in value if name != "nothing"}
+    found = pd.DataFrame(gain, claims.Difference._fields).T.sort_values("mean", ascending=False)
+    return found.assign(holm=claims.holm(found.p))
+
+
+def recommended_table(table):
+    """Return `recommended` in words."""
+    found = recommended(table)
+    return pd.DataFrame(
+        {
+            "seeds": found.n.map("{:.0f}".format),
+            "gain in points": [f"{row.mean:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()],
+            "p, Holm": found.holm.map("{:.2g}".format),
+        }
+    ).rename_axis("measure")
+
+
+def pixels(table):
+    """Return {network: {order of the pixels: validation accuracies by seed}}."""
+    return {
+        network: {order: one.sort_values("seed").val_accuracy.tolist() for order, one in rows.groupby("measure")}
+        for network, rows in table.groupby("base", sort=False)
+    }
+
+
+def pixels_lost(table, network):
+    """Return the Difference, paired by seed, between accuracies with pixels in order and with shuffled pixels."""
+    found = pixels(table)[network]
+    return claims.paired(found["in order"], found["shuffled"])
+
+
 def established(table, base, sign):
     """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84)', largest first."""
     rows = table.loc[base].query("holm < 0.05").sort_values("gain", ascending=sign < 0)

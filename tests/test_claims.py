@@ -360,6 +360,28 @@ def test_gains_have_the_sign_of_what_a_measure_adds():
     assert found["whole"]["x"].tolist() == pytest.approx([3, 3, 3])  # lost without it
 
 
+def test_recommended_is_paired_by_seed_and_corrected():
+    rows = [("nothing", [0.8, 0.82, 0.81]), ("x", [0.83, 0.85, 0.845]), ("y", [0.8, 0.81, 0.82])]
+    table = pd.DataFrame(
+        [("long", name, seed, value) for name, values in rows for seed, value in enumerate(values)],
+        columns=["base", "measure", "seed", "val_accuracy"],
+    )
+    found = appendix.recommended(table)
+    assert found.index.tolist() == ["x", "y"] and found["mean"].tolist() == pytest.approx([19 / 6, 0])
+    assert found.holm["x"] == pytest.approx(2 * found.p["x"]) and (found.n == 3).all()
+    assert appendix.recommended_table(table).loc["x", "gain in points"].startswith("+3.17 (")
+
+
+def test_pixels_lost_is_what_shuffling_costs():
+    rows = [("dense", "in order", [0.9, 0.91]), ("dense", "shuffled", [0.9, 0.9]), ("c", "in order", [0.95, 0.95])]
+    table = pd.DataFrame(
+        [(base, order, seed, value) for base, order, values in rows for seed, value in enumerate(values)],
+        columns=["base", "measure", "seed", "val_accuracy"],
+    ).sample(frac=1, random_state=0)
+    assert appendix.pixels(table)["dense"] == {"in order": [0.9, 0.91], "shuffled": [0.9, 0.9]}
+    assert appendix.pixels_lost(table, "dense").mean == pytest.approx(0.005)
+
+
 def test_what_survives_holms_correction(stored):
     table = appendix.ablation_table(stored.ablation)
     assert (table.holm >= table.p).all() and (table.low < table.gain).all() and (table.gain < table.high).all()
