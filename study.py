@@ -8,106 +8,20 @@ Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 int
 """
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from helpers import LOSSES, METRICS, Config, InputError, evaluate
+from helpers import METRICS, InputError, evaluate
 from lib import tables
 from lib.cli import answer, number, progress, ready_backend
-from lib.dataset import DATA_DIR, load_dataset
+from lib.dataset import load_dataset
 from lib.parallel import train_all
+from lib.studies import COLUMNS, FOLDER, STUDIES, load_study
 
-FOLDER = DATA_DIR / "studies"
-COLUMNS = {  # of a stored study: the metrics are those of `epoch`, the best one
-    **tables.CONFIG,
-    "epoch": tables.optional(tables.COUNT),
-    **tables.MEASURED,
-    "test_accuracy": tables.optional(tables.ACCURACY),
-    "seconds": tables.SECONDS,
-    "stopped": tables.TEXT,
-    "machine": tables.TEXT,
-    **tables.CURVES,
-}
 RESULTS = ["epoch", *METRICS, "test_accuracy", "stopped", *tables.HISTORIES]  # that come out again
-
-
-# ---------------------------------------------------------------------------------------------------------- definitions
-
-
-class Study(NamedTuple):
-    """Trainings that belong together; with `test` their best weights are tested, too."""
-
-    configs: list
-    test: bool = False
-
-
-SELECTED = Config()
-REFERENCE = Config(  # what the reference report selected
-    epochs=40,
-    optimizer="rmsprop",
-    learning_rate=0.001,
-    weight_decay=0,
-    weight_init="Xavier",
-    num_layers=6,
-    hidden_size=128,
-    activation="tanh",
-)
-DEEP = replace(REFERENCE, epochs=10, optimizer="adam", activation="sigmoid")
-CURES = [  # of a deep sigmoid network
-    replace(DEEP, optimizer="sgd", learning_rate=0.1),
-    replace(DEEP, weight_init="random"),
-    DEEP,
-    replace(DEEP, weight_decay=0.0005),
-    replace(DEEP, activation="tanh"),
-]
-FACTORS = (0.25, 0.5, 1, 2, 4)  # of the selected learning rate
-RATES = [replace(SELECTED, loss=loss, learning_rate=SELECTED.learning_rate * k) for loss in LOSSES for k in FACTORS]
-DIGITS = [
-    SELECTED,
-    replace(  # trial 33 of data/sweeps/bayes.csv, the best of width 128
-        SELECTED,
-        optimizer="nadam",
-        learning_rate=0.0009190867684440911,
-        weight_decay=0.0004766954749762551,
-        weight_init="Xavier",
-        hidden_size=128,
-    ),
-    replace(  # trial 61 of data/sweeps/random.csv, its best, for 20 epochs
-        SELECTED,
-        optimizer="momentum",
-        learning_rate=0.04262287218430039,
-        weight_decay=0,
-        weight_init="Xavier",
-        num_layers=2,
-        hidden_size=128,
-        activation="tanh",
-    ),
-    REFERENCE,
-    replace(REFERENCE, epochs=20, optimizer="nadam", weight_decay=0.005),
-    replace(REFERENCE, epochs=10, optimizer="adam", weight_decay=0.005, num_layers=5, hidden_size=64),
-]
-
-
-def with_seeds(configs, count):
-    """Each of the configs with the seeds 0 to count - 1."""
-    return [replace(config, seed=seed) for config in configs for seed in range(count)]
-
-
-STUDIES = {
-    "selected": Study(with_seeds([SELECTED], 5), test=True),
-    "reference": Study(with_seeds([REFERENCE], 5), test=True),
-    "deep": Study(CURES),
-    "loss_rates": Study(RATES),
-    "losses": Study([replace(SELECTED, loss=loss, seed=seed) for seed in range(5) for loss in LOSSES], test=True),
-    "mnist": Study([replace(config, dataset="mnist") for config in with_seeds(DIGITS, 3)], test=True),
-}
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def study(name, configs, folder=FOLDER, test=False, store=False, backend="numpy"):
@@ -133,15 +47,6 @@ def study(name, configs, folder=FOLDER, test=False, store=False, backend="numpy"
                 tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
             bar.update()
     return pd.DataFrame([rows[config] for config in configs], columns=list(COLUMNS))
-
-
-def load_study(name, folder=FOLDER):
-    """The stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
-    path = Path(folder) / f"{name}.csv"
-    if not path.exists():
-        known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"
-        raise InputError(f"there is no study {name!r} in {folder}; allowed: {known}")
-    return tables.read_table(path, COLUMNS, _check, unique=tables.FIELDS)
 
 
 def rerun(name, row, folder=FOLDER):
@@ -178,15 +83,6 @@ def _row(config, training, test, backend):
         _, row["test_accuracy"] = evaluate(network, data.x_test, data.y_test)
     row |= {"seconds": sum(one["seconds"] for one in history), "stopped": stopped, "machine": tables.machine(backend)}
     return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
-
-
-def _check(row):
-    """Raise InputError for a row that contradicts itself."""
-    if tables.check_histories(row, row["epochs"]):
-        accuracies = row["val_accuracy_history"]
-        best = accuracies.index(max(accuracies))
-        known = [name for name in METRICS if row[f"{name}_history"]]
-        tables.check_same(row, {"epoch": best + 1} | {name: row[f"{name}_history"][best] for name in known})
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -79,8 +79,8 @@ def worth(sweep):
 def blocks(where, best):
     """The report's blocks. where: entity and project of the runs; best: the id of the run to show."""
     sweeps = [load_results(name) for name in ("random", "bayes")]
-    runs, losses, digits = pd.concat(sweeps), load_study("losses"), load_study("mnist")
-    selected, chosen = config_of(losses.iloc[0]), losses[losses.loss == losses.loss.iloc[0]]
+    runs, chosen, digits = pd.concat(sweeps), load_study("selected"), load_study("mnist")
+    losses, selected = pd.concat([chosen, load_study("losses")]), config_of(chosen.iloc[0])
     top = [
         {"configuration": in_words(config_of(row)), "best validation accuracy": f"{row.best_val_accuracy:.4f}"}
         | {"seed": row.seed, "seconds": f"{row.seconds:.0f}"}

@@ -77,7 +77,7 @@ def distances(config, data, compiled):
 
 @pytest.mark.parametrize("decay", (0, 0.01))
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared_error"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_as_near_to_float64_as_numpy(activation, loss, optimizer, decay, small, tiny_config, compiled):
     config = tiny_config(
@@ -232,7 +232,7 @@ def test_infinities_and_nan_are_those_of_numpy(name, engine):
 @pytest.mark.parametrize(
     "row", ([np.inf, 0, 0], [-np.inf, 0, 0], [np.nan, 0, 0], [0, 0, np.nan], [3e38, -3e38, 0], [-3e38, 3e38, 0])
 )
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["cross_entropy", "mean_squared_error"])
 def test_a_loss_of_extreme_logits_is_that_of_numpy(name, row, engine):
     z, y = np.array([row, [0, 0, 0]], np.float32), np.array([0, 1])
     with np.errstate(all="ignore"):
