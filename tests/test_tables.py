@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_flipped_bit_a_missing_end_and_a_swapped_part_are_noticed(name, stored
     path, read, rng = stored(name), KINDS[name], np.random.default_rng(14)
     right, data = read(path), path.read_bytes()
     sums = path.with_name(lib.tables.SUMS)
-    for attempt in range(60):
+    for attempt in range(24):
         broken = bytearray(data)
         place = int(rng.integers(len(data)))
         match attempt % 4:
@@ -100,7 +101,7 @@ def test_a_flipped_bit_a_missing_end_and_a_swapped_part_are_noticed(name, stored
                 read(path)
     path.write_bytes(data)
     lines = sums.read_bytes()
-    for place in rng.integers(len(lines), size=20):
+    for place in rng.integers(len(lines), size=12):
         broken = bytearray(lines)
         broken[place] ^= 1 << int(rng.integers(8))
         sums.write_bytes(broken)
@@ -116,7 +117,7 @@ def test_without_a_checksum_a_damaged_file_is_read_or_refused_and_nothing_else(n
     unlisted(path)
     data = path.read_bytes()
     refused = 0
-    for _ in range(60):
+    for _ in range(24):
         broken = bytearray(data)
         for place in rng.integers(len(data), size=3):
             broken[place] ^= 1 << int(rng.integers(8))
@@ -126,7 +127,7 @@ def test_without_a_checksum_a_damaged_file_is_read_or_refused_and_nothing_else(n
         except InputError as error:
             refused += 1
             assert len(str(error).splitlines()) == 1
-    assert refused > 10
+    assert refused > 4
 
 
 def edited(path, change):
@@ -278,8 +279,8 @@ def test_text_that_is_no_table_is_refused_and_other_ends_of_lines_are_read(store
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[1]", "is a JSON list"),
-        ("{}", "definition: the file is None"),
-        ('{"definition": {"program": "train.py"}}', "definition: the file lacks"),
+        ("{}", "definition: the file is "),
+        ('{"definition": {"program": "train.py"}}', "definition: the file has no 'method'"),
         (None, "is of the sweep 'random'; allowed: 'bayes'"),
     ],
 )
@@ -380,10 +381,10 @@ def test_widths_of_each_layer_are_stored_as_they_are_read(tmp_path, monkeypatch)
     assert study.rerun("widths", 0, tmp_path)["agrees"]
 
 
-GROWN = {  # what is added to helpers.py
-    'METRICS = ("train_loss", ': 'METRICS = ("val_margin", "train_loss", ',
-    '        "val_loss": val_loss,\n': '        "val_loss": val_loss,\n        "val_margin": val_loss - 9,\n',
-    "    epsilon: float = ": '    beta3: float = _setting(0.25, "[0, 1)", "of something new")\n    epsilon: float = ',
+GROWN = {  # a line of helpers.py, and what it becomes: one more metric, and one more field of Config
+    r"(METRICS = .*)\)\n": r'\1, "val_margin")\n',
+    r'(    row = {"epoch": epoch} .*\n)': r'\1    row["val_margin"] = val_loss - 9\n',
+    r"(    epsilon: float = .*\n)": r'    beta3: float = _setting(0.25, "[0, 1)", "of something new")\n\1',
 }
 
 
@@ -395,8 +396,8 @@ def test_what_is_younger_than_a_table_has_its_default(stored, tmp_path):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     helpers = (tmp_path / "helpers.py").read_text(encoding="utf-8")
     for old, new in GROWN.items():
-        assert helpers.count(old) == 1, old
-        helpers = helpers.replace(old, new)
+        helpers, count = re.subn(old, new, helpers)
+        assert count == 1, old
     (tmp_path / "helpers.py").write_text(helpers, encoding="utf-8")
     for name in ("fashion_mnist", "mnist", "cache"):
         if (DATA / name).exists():
