@@ -97,8 +97,7 @@ ACTIVATIONS = {  # name: (f, f')
 def softmax(z):
     """p_k = exp(z_k) / sum_j exp(z_j), row by row; the maximum is subtracted first, so that no logit overflows."""
     p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    return p
+    return p / p.sum(axis=1, keepdims=True)
 
 
 def one_hot(y, n_classes):
@@ -180,10 +179,8 @@ class Network:
         self.theta = np.zeros(self.n_weights + sum(self.sizes[1:]), dtype)
         self.gradient = np.zeros_like(self.theta)
         self.shapes = shapes + [(n_out,) for n_out in self.sizes[1:]]
-        parameters = self.parts(self.theta)
-        gradients = self.parts(self.gradient)
-        self.W, self.b = parameters[: len(shapes)], parameters[len(shapes) :]
-        self.dW, self.db = gradients[: len(shapes)], gradients[len(shapes) :]
+        self.W, self.b = self.parts(self.theta)[: len(shapes)], self.parts(self.theta)[len(shapes) :]
+        self.dW, self.db = self.parts(self.gradient)[: len(shapes)], self.parts(self.gradient)[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
         draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
         rng = rng or np.random.default_rng()
@@ -304,8 +301,8 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
         network.theta[i] = value
         numeric[i] = (above - below) / (2 * epsilon)
     norm = np.linalg.norm
-    pairs = zip(network.parts(exact), network.parts(numeric))
-    return max(norm(g - n) / max(norm(g) + norm(n), 1e-12) for g, n in pairs)
+    both = zip(network.parts(exact), network.parts(numeric))
+    return max(norm(g - n) / max(norm(g) + norm(n), 1e-12) for g, n in both)
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
@@ -441,6 +438,7 @@ def make_optimizer(theta, config):
 DATASETS = {"fashion_mnist": None, "mnist": None}  # name: a function that returns the Dataset; None: read from data/
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 ALIASES = {"nesterov": "nag"}
+BACKENDS = ("numpy", "compiled")  # what takes the steps: the functions here, or lib/engine.py, which needs Numba
 
 
 def choice(name, value, allowed):
@@ -457,12 +455,9 @@ def number(name, value, kind, interval):
     try:
         text = repr(value)
         fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        exact = (
-            kind(value) if fits and low <= value <= high else math.nan
-        )  # rounded before it is compared: a number next to 1 may become 1
+        exact = kind(value) if fits and low <= value <= high else math.nan  # what is next to 1 may be rounded to 1
     except (OverflowError, ValueError):  # beyond any float, or thousands of digits
-        text = "a number too long to print"
-        exact = math.nan
+        text, exact = "a number too long to print", math.nan
     if not (low < exact < high or exact == low and interval[0] == "[" or exact == high and interval[-1] == "]"):
         raise InputError(f"{name} is {text}; allowed: a {'whole ' if kind is int else ''}number in {interval}")
     return exact
@@ -529,20 +524,6 @@ class Config:
         return f"hl_{self.num_layers}{sizes}{rates}_opt_{self.optimizer}_act_{self.activation}"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images x (n, n_in), uint8 or float32, and labels y (n,), whole numbers: to train, to validate, to test."""
-
-    name: str
-    class_names: tuple
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-
-
 # ------------------------------------------------------------------------------------------------------------- training
 
 
@@ -551,17 +532,13 @@ def evaluate(network, x, y, loss="cross_entropy"):
     """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
     check_labels("y", y, len(x), network.sizes[-1])
     loss = LOSSES[choice("loss", loss, LOSSES)]
-    total = 0.0
-    right = 0
+    total, right = 0.0, 0
     for i in range(0, len(x), 1000):
         labels = y[i : i + 1000]
         z = network.forward(x[i : i + 1000])
         total += loss(z, labels)[0] * len(labels)
         right += int(np.count_nonzero(z.argmax(axis=1) == labels))
     return total / len(x), right / len(x)
-
-
-BACKENDS = ("numpy", "compiled")  # what takes the steps: the functions above, or lib/engine.py, which needs Numba
 
 
 class Training(NamedTuple):
@@ -579,17 +556,14 @@ def new_network(config, data):
 
 
 @BLAS.wrap(limits=1, user_api="blas")
-def train(
-    config, data, on_epoch=None, *, network=None, keep_best=False, patience=None, checkpoint=None, backend="numpy"
-):
+def train(config, data, on_epoch=None, network=None, keep_best=False, patience=None, checkpoint=None, backend="numpy"):
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
-    network: train this one, in place, instead of a new one.
+    network: train this one, in place, instead of a new one. backend: one of BACKENDS.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy.
     checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
-    backend: one of BACKENDS.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
     Raises InputError for data that do not fit the network, and for a checkpoint or an optimiser that cannot be resumed.
@@ -600,11 +574,11 @@ def train(
     if patience is not None:
         patience = number("patience", patience, int, "[1, inf)")
     step, state = make_optimizer(network.theta, config)
-    compiled = choice("backend", backend, BACKENDS) == "compiled"
-    steps = compiled and import_module("lib.engine").compile_steps(config, data, network, state) or _steps
+    steps = _steps
+    if choice("backend", backend, BACKENDS) == "compiled":
+        steps = import_module("lib.engine").compile_steps(config, data, network, state) or _steps
     best_theta = network.theta.copy()
-    history = []
-    save = None
+    history, save = [], lambda history: None
     with ExitStack() as stack:
         if checkpoint is not None:
             resumed = import_module("lib.files").resumed  # nothing else here needs a file
@@ -617,8 +591,7 @@ def train(
             if row["val_accuracy"] > max((r["val_accuracy"] for r in history), default=-1):
                 best_theta[:] = network.theta
             history.append(row)
-            if save:
-                save(history)
+            save(history)
             if on_epoch and (stopped := on_epoch(row)):
                 break
     if keep_best:

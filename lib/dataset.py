@@ -2,6 +2,7 @@
 
 import warnings
 import zlib
+from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -10,13 +11,27 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from helpers import DATASETS, Dataset, InputError, choice, number
+from helpers import DATASETS, InputError, choice, number
 from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
 N_TRAIN, N_VAL, N_TEST = 54_000, 6_000, 10_000
 N = N_TRAIN + N_VAL + N_TEST
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images x (n, n_in), uint8 or float32, and labels y (n,), whole numbers: to train, to validate, to test."""
+
+    name: str
+    class_names: tuple
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
 
 
 def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):

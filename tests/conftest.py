@@ -24,7 +24,7 @@ def small():
         return x.astype(np.uint8), y
 
     parts = [array for n in (300, 60, 60) for array in part(n)]
-    return helpers.Dataset("fashion_mnist", tuple("abcdefghij"), *parts)
+    return lib.dataset.Dataset("fashion_mnist", tuple("abcdefghij"), *parts)
 
 
 @pytest.fixture(scope="session")

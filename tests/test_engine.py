@@ -388,10 +388,10 @@ def test_code_is_kept_where_it_can_be_written(engine, monkeypatch, tmp_path):
 
 def test_an_interruption_ends_an_epoch(engine, tmp_path):
     code = (
-        "import numpy as np, helpers\n"
+        "import numpy as np, helpers, lib.dataset\n"
         "rng = np.random.default_rng(0)\n"
         "x, y = rng.integers(0, 256, (20_000, 784), np.uint8), rng.integers(0, 10, 20_000, np.uint8)\n"
-        "data = helpers.Dataset('fashion_mnist', tuple('abcdefghij'), *[x, y] * 3)\n"
+        "data = lib.dataset.Dataset('fashion_mnist', tuple('abcdefghij'), *[x, y] * 3)\n"
         "config = helpers.Config(num_layers=3, hidden_size=1024, batch_size=128)\n"
         "import lib.engine\nprint('begins', flush=True)\n"
         "helpers.train(config, data, backend='compiled')"

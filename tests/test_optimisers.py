@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import helpers
+import lib.dataset
 import lib.parallel
 from helpers import OPTIMIZERS, Config, Network
 
@@ -178,7 +179,7 @@ def digits():
     y = np.arange(60) % 4
     return Dataset("digits", tuple("0123"), x, y, x, y, x, y)
 """
-    names = {"np": np, "Dataset": helpers.Dataset, "__name__": "__main__"}
+    names = {"np": np, "Dataset": lib.dataset.Dataset, "__name__": "__main__"}
     exec(source, names)
     monkeypatch.setitem(helpers.OPTIMIZERS, "plain", names["plain"])
     monkeypatch.setitem(helpers.ACTIVATIONS, "halves", (names["halves"], names["halves_derivative"]))

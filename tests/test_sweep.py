@@ -30,6 +30,7 @@ import sqlalchemy
 import yaml
 
 import helpers
+import lib.dataset
 import lib.files
 import lib.ledger
 import lib.sweepfile
@@ -59,7 +60,7 @@ def tiny(name):
         for k in range(10):
             x[y == k, 78 * k : 78 * (k + 1)] += 120
         parts += [x.astype(np.uint8), y]
-    return helpers.Dataset(name, tuple("abcdefghij"), *parts)
+    return lib.dataset.Dataset(name, tuple("abcdefghij"), *parts)
 
 
 def broken(name):

@@ -68,7 +68,7 @@ def tiny_dataset(name="fashion_mnist"):
     for n in (600, 100, 100):
         y = rng.integers(0, 10, n).astype(np.uint8)
         parts += [(prototypes[y] * 0.25 + rng.integers(0, 200, (n, 784))).clip(0, 255).astype(np.uint8), y]
-    return helpers.Dataset(name, NAMES, *parts)
+    return lib.dataset.Dataset(name, NAMES, *parts)
 
 
 @pytest.fixture(autouse=True)
@@ -493,7 +493,7 @@ def test_the_best_epoch_is_the_first_of_equals_and_its_network_is_saved_before_i
 
 def test_the_test_set_stays_closed_unless_asked(monkeypatch):
     data = tiny_dataset()
-    closed = helpers.Dataset(data.name, NAMES, data.x_train, data.y_train, data.x_val, data.y_val, None, None)
+    closed = lib.dataset.Dataset(data.name, NAMES, data.x_train, data.y_train, data.x_val, data.y_val, None, None)
     result = lib.tracking.train_and_log(helpers.Config(epochs=1), closed, test=False)
     assert result["test_accuracy"] is None and result["val_accuracy"] > 0
     predicted = []

@@ -240,9 +240,9 @@ def test_kill_9_and_resume(small, tiny_config, tmp_path):
     code = """
 import sys, pickle, numpy as np
 sys.path.insert(0, sys.argv[1])
-import helpers
+import helpers, lib.dataset
 parts = np.load(sys.argv[2])
-data = helpers.Dataset("fashion_mnist", tuple("abcdefghij"), *(parts[f"arr_{i}"] for i in range(6)))
+data = lib.dataset.Dataset("fashion_mnist", tuple("abcdefghij"), *(parts[f"arr_{i}"] for i in range(6)))
 config = helpers.Config(num_layers=2, hidden_size=64, batch_size=1, epochs=12, optimizer="nadam")
 helpers.save_network(sys.argv[4], helpers.train(config, data, checkpoint=sys.argv[3]).network)
 """
@@ -386,7 +386,7 @@ def test_images_of_another_size_and_number_of_classes():
     digits = sklearn.datasets.load_digits()
     x, y = (digits.data / 16).astype(np.float32), digits.target
     parts = [part for some in (slice(1200), slice(1200, 1500), slice(1500, None)) for part in (x[some], y[some])]
-    data = helpers.Dataset("digits", tuple("0123456789"), *parts)
+    data = lib.dataset.Dataset("digits", tuple("0123456789"), *parts)
     result = train(Config(num_layers=2, hidden_size=32, batch_size=32, learning_rate=0.003), data)
     assert result.network.sizes == [64, 32, 32, 10]
     assert helpers.evaluate(result.network, data.x_test, data.y_test)[1] > 0.85
