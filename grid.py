@@ -47,7 +47,7 @@ from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
 from lib.storage import file_url
-from lib.sweepfile import suggest
+from lib.sweepfile import suggest, whole
 from lib.workers import supervise
 
 STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
@@ -190,7 +190,7 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
+    parser.add_argument("--workers", type=int)
     parser.add_argument("--storage", default=STORAGE)
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--folder", type=Path, default=DATA_DIR)
@@ -201,6 +201,10 @@ def main(argv=None):
         given = parser.parse_args(argv)
         if given.backend != "numpy" and given.what != "run":
             raise InputError(f"--backend is given with {given.what}; allowed: where the grid itself is trained")
+        if given.workers is not None:
+            whole("--workers", given.workers)
+        if given.number is not None and given.what != "rerun":
+            raise InputError(f"{given.what} is given {given.number}; allowed: a number after rerun alone")
         path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
         match given.what:
             case "rerun":

@@ -64,7 +64,7 @@ def run(
     """Run the sweep in `file`, or go on with it, to its end; write its table to `folder`; return it (see `results`).
 
     The arguments are the command line's; load(name) returns the Dataset of that name (workers import it: no lambda).
-    Raises InputError where something given, or the storage, cannot be used.
+    Raises InputError if something given, or the storage, cannot be used.
     """
     one_of("--engine", engine, ["local", "wandb"])
     for flag, value, low in [("--count", count, 1), ("--workers", workers, 1), ("--seed", seed, 0)]:

@@ -23,6 +23,7 @@ from study import load_study
 from sweep import load_results
 
 TITLE = "CS6910 Assignment 1"
+WIDE = {"layout": wr.Layout(w=24, h=12)}
 TESTED = {"config.dataset": Config.dataset, "summary_metrics.test_accuracy": {"$exists": True}}
 
 
@@ -79,58 +80,84 @@ def worth(sweep):
 def blocks(where, best):
     """The report's blocks. where: entity and project of the runs; best: the id of the run to show."""
     sweeps = [load_results(name) for name in ("random", "bayes")]
-    runs, chosen, digits = pd.concat(sweeps), load_study("selected"), load_study("mnist")
-    losses, selected = pd.concat([chosen, load_study("losses")]), config_of(chosen.iloc[0])
+    chosen = load_study("selected")
+    one = [wr.Runset(**where, name="Best run", filters=f"Metric('ID') == '{best}'")]
+    return [
+        wr.P(summary(pd.concat(sweeps), chosen)),
+        wr.TableOfContents(),
+        wr.H2("Question 1: one image of each class"),
+        wr.PanelGrid(one, panels=[wr.MediaBrowser(media_keys=["samples"], num_columns=10, **WIDE)]),
+        *search(where, sweeps),
+        wr.H2("Question 7: confusion matrix of the best run"),
+        wr.PanelGrid(one, panels=[confusion_matrix()]),
+        *comparison(where, pd.concat([chosen, load_study("losses")])),
+        wr.H2("Question 10: MNIST"),
+        *by_config(load_study("mnist"), "configuration", in_words),
+    ]
+
+
+def summary(runs, chosen):
+    """What was found, in words."""
+    return (
+        "A network, its backpropagation and its optimisers in NumPy. Best validation accuracy of "
+        f"{len(runs)} configurations: {runs.best_val_accuracy.max():.4f}. Test accuracy of the one selected: "
+        f"{spread(chosen.test_accuracy)} over {len(chosen)} seeds ({in_words(config_of(chosen.iloc[0]))}). The panels "
+        "show the runs of this project; the tables are computed from the stored sweeps and studies."
+    )
+
+
+def search(where, sweeps):
+    """Questions 4 to 6: the runs of the sweeps, and what their accuracy depends on."""
+    every = [runset("Fashion-MNIST", where, dataset=Config.dataset)]
+    spaces = [sweep.attrs["definition"]["parameters"] for sweep in sweeps]
+    searched = [name for name in spaces[0] if any("value" not in space[name] for space in spaces)]
+    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(name), log=name == "learning_rate") for name in searched]
+    axes.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("val_accuracy")))
+    created = {"x": wr.Metric("CreatedTimestamp"), "y": wr.SummaryMetric("val_accuracy"), "running_ymax": True, **WIDE}
+    return [
+        wr.H2("Question 4: the sweeps"),
+        wr.PanelGrid(every, panels=charts("train_accuracy", "val_accuracy", "train_loss")),
+        *best_runs(pd.concat(sweeps)),
+        wr.H2("Question 5: validation accuracy against time of creation"),
+        wr.PanelGrid(every, panels=[wr.ScatterPlot(title="val_accuracy v. created", **created)]),
+        wr.H2("Question 6: what the accuracy depends on"),
+        wr.PanelGrid(every, panels=[wr.ParallelCoordinatesPlot(columns=axes, **WIDE)]),
+        wr.PanelGrid(every, panels=[wr.ParameterImportancePlot(with_respect_to="val_accuracy", **WIDE)]),
+        *[block for sweep in sweeps for block in worth(sweep)],
+    ]
+
+
+def best_runs(runs):
+    """Blocks with the ten best runs of the sweeps."""
     top = [
         {"configuration": in_words(config_of(row)), "best validation accuracy": f"{row.best_val_accuracy:.4f}"}
         | {"seed": row.seed, "seconds": f"{row.seconds:.0f}"}
         for _, row in runs.nlargest(10, "best_val_accuracy").iterrows()
     ]
-    every = [runset("Fashion-MNIST", where, dataset=Config.dataset)]
-    one = [wr.Runset(**where, name="Best run", filters=f"Metric('ID') == '{best}'")]
-    alike = {name: value for name, value in asdict(selected).items() if name not in ("loss", "learning_rate", "seed")}
-    either = [runset("Selected configuration, each loss", where, **alike)]
-    spaces = [sweep.attrs["definition"]["parameters"] for sweep in sweeps]
-    searched = [name for name in spaces[0] if any("value" not in space[name] for space in spaces)]
-    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(name), log=name == "learning_rate") for name in searched]
-    axes.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("val_accuracy")))
-    wide = {"layout": wr.Layout(w=24, h=12)}
-    created = {"x": wr.Metric("CreatedTimestamp"), "y": wr.SummaryMetric("val_accuracy"), "running_ymax": True, **wide}
-    matrix = wr.CustomChart(
+    return [markdown(top), wr.P(f"The best {len(top)} of {len(runs)}. {'; '.join(runs.machine.dropna().unique())}.")]
+
+
+def confusion_matrix():
+    """The panel that wandb.plot.confusion_matrix has logged."""
+    return wr.CustomChart(
         query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
-        chart_name="wandb/confusion_matrix/v1",  # as wandb.plot.confusion_matrix has it
+        chart_name="wandb/confusion_matrix/v1",
         chart_fields={name: name for name in ("Actual", "Predicted", "nPredictions")},
         chart_strings={"title": "Confusion matrix (test)"},
-        **wide,
+        **WIDE,
     )
+
+
+def comparison(where, losses):
+    """Question 8: runs of the selected configuration with each loss, and the study of them."""
+    selected = asdict(config_of(losses.iloc[0]))
+    alike = {name: value for name, value in selected.items() if name not in ("loss", "learning_rate", "seed")}
+    either = [runset("Selected configuration, each loss", where, **alike)]
     return [
-        wr.P(
-            "A network, its backpropagation and its optimisers in NumPy. Best validation accuracy of "
-            f"{len(runs)} configurations: {runs.best_val_accuracy.max():.4f}. Test accuracy of the one selected: "
-            f"{spread(chosen.test_accuracy)} over {len(chosen)} seeds ({in_words(selected)}). The panels show the "
-            "runs of this project; the tables are computed from the stored sweeps and studies."
-        ),
-        wr.TableOfContents(),
-        wr.H2("Question 1: one image of each class"),
-        wr.PanelGrid(one, panels=[wr.MediaBrowser(media_keys=["samples"], num_columns=10, **wide)]),
-        wr.H2("Question 4: the sweeps"),
-        wr.PanelGrid(every, panels=charts("train_accuracy", "val_accuracy", "train_loss")),
-        markdown(top),
-        wr.P(f"The best {len(top)} of {len(runs)}. {'; '.join(runs.machine.dropna().unique())}."),
-        wr.H2("Question 5: validation accuracy against time of creation"),
-        wr.PanelGrid(every, panels=[wr.ScatterPlot(title="val_accuracy v. created", **created)]),
-        wr.H2("Question 6: what the accuracy depends on"),
-        wr.PanelGrid(every, panels=[wr.ParallelCoordinatesPlot(columns=axes, **wide)]),
-        wr.PanelGrid(every, panels=[wr.ParameterImportancePlot(with_respect_to="val_accuracy", **wide)]),
-        *[block for sweep in sweeps for block in worth(sweep)],
-        wr.H2("Question 7: confusion matrix of the best run"),
-        wr.PanelGrid(one, panels=[matrix]),
         wr.H2("Question 8: cross-entropy against squared error"),
         wr.P("Runs of the selected configuration; `python train.py --loss mean_squared_error` adds one."),
         wr.PanelGrid(either, panels=charts("train_accuracy", "val_accuracy", groupby=wr.Config("loss"))),
         *by_config(losses, "loss", lambda config: f"{config.loss}, rate {config.learning_rate:.3g}"),
-        wr.H2("Question 10: MNIST"),
-        *by_config(digits, "configuration", in_words),
     ]
 
 

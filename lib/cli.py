@@ -122,7 +122,8 @@ def answer(program, help, argv, work, interrupted="the same command goes on from
         say(f"interrupted; {interrupted}", program)
         return 130
     except (InputError, OSError, MemoryError) as error:
-        say(str(error) or "there is not enough memory", program)
+        sentence = str(error) or "there is not enough memory"
+        say(sentence if len(sentence) < 2000 else f"{sentence[:1000]} ... {sentence[-500:]}", program)
         outcome, status = getattr(error, "result", None), 2
     except Exception:
         with suppress(OSError):

@@ -160,10 +160,7 @@ def read_sweep(path, count=None, quick=False):
         given = load_yaml(path)
         return check_sweep({"name": Path(path).stem, **given} if isinstance(given, dict) else given, count, quick)
     except InputError as error:
-        sentence = str(error)
-        if len(sentence) > 1000:  # it quotes what is in the file
-            sentence = f"{sentence[:700]} ... {sentence[-200:]}"
-        raise InputError(f"{path}: {sentence}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def check_sweep(given, count=None, quick=False):

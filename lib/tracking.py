@@ -1,6 +1,7 @@
 """One W&B run: logged online, offline or not at all, and never in the way of its training."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -162,11 +163,13 @@ def check_upload(run):
 
 def log_test(run, data, predicted, accuracy, step):
     """The test accuracy, the confusion matrix of the test images, and one image of each class."""
-    wandb, names = quiet_wandb(), list(data.class_names)
-    y, y_hat = data.y_test.tolist(), predicted.tolist()
-    matrix = wandb.plot.confusion_matrix(y_true=y, preds=y_hat, class_names=names, title="Confusion matrix (test)")
+    wandb = quiet_wandb()
+    names = list(data.class_names)
+    labels = {"y_true": data.y_test.tolist(), "preds": predicted.tolist(), "class_names": names}
+    matrix = wandb.plot.confusion_matrix(**labels, title="Confusion matrix (test)")
+    side = math.isqrt(data.x_train.shape[1])  # images are square
     firsts = zip(*np.unique(data.y_train, return_index=True))
-    samples = [wandb.Image(data.x_train[i].reshape(28, 28), caption=names[label]) for label, i in firsts]
+    samples = [wandb.Image(data.x_train[i].reshape(side, side), caption=names[label]) for label, i in firsts]
     row = {"test_accuracy": accuracy, "confusion_matrix": matrix, "samples": samples}
     try:
         run.log(row, step=step)

@@ -386,6 +386,7 @@ def test_the_report_has_the_panels_of_the_reference_and_computed_tables(project,
     "env, said",
     [
         ({"WANDB_API_KEY": ""}, "no W&B key is configured"),
+        ({"WANDB_MODE": "disabled"}, "W&B is disabled"),
         ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "W&B: "),
         ({}, "somebody/CS6910_Assignment_1 has no run with a test accuracy; allowed: "),
     ],
