@@ -38,7 +38,7 @@ from lib.cli import Parser, answer, ready_backend, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import file_url
-from lib.sweepfile import check_sweep, choices, one_of, read_sweep, whole
+from lib.sweepfile import choices, load_sweep, one_of, read_sweep, whole
 from lib.sweepfile import suggest as suggest  # for who looks for it here
 from lib.tracking import MODES, is_disabled, train_and_log, train_compiled
 from lib.workers import supervise
@@ -121,23 +121,7 @@ def load_results(name, folder=FOLDER):
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         run(ROOT / "sweeps" / f"{name}.yaml", folder=folder)
-    return _read(path)
-
-
-def _read(path):
-    """Read a stored table and its NAME.json, both checked whole. Raises InputError if they are damaged."""
-    table = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
-    about = path.with_suffix(".json")
-    table.attrs = tables.read_json(about)
-    try:
-        sweep = check_sweep(table.attrs.get("definition"))
-    except InputError as error:
-        raise InputError(f"{about}, definition: {error}; {tables.REMEDY}") from None
-    if sweep.name != path.stem:
-        raise InputError(f"{about} is of the sweep {sweep.name!r}; allowed: {path.stem!r}; {tables.REMEDY}")
-    if list(table.number) != list(range(len(table))) or "seed" in table.attrs and len(table) < sweep.count:
-        raise InputError(f"{path} has {len(table)} trials; allowed: 0 to {sweep.count - 1}, in order; {tables.REMEDY}")
-    return table
+    return load_sweep(path)
 
 
 def rerun(name, trial, folder=FOLDER, load=load_dataset):
@@ -145,7 +129,7 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         raise InputError(f"there is no table of a sweep {name!r} in {folder}; allowed: one that is finished")
-    table = _read(path).set_index("number")
+    table = load_sweep(path).set_index("number")
 
     def again(row):
         config = tables.config_of(row)

@@ -13,7 +13,6 @@ on digits.
 Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
 
-import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,12 +25,23 @@ import numpy as np
 import pandas as pd
 
 from helpers import Config, InputError
+from lib import tables
 from lib.cli import answer, number, progress
 from lib.dataset import load_dataset
-from lib.files import write_atomically, write_npz
+from lib.files import write_npz
 from lib.parallel import end_with_parent
-from lib.recipes import CACHE, FOLDER, Recipe, accuracy, load_network, mirrored, save_network, train
-from lib.tables import agree, machine
+from lib.recipes import (
+    CACHE,
+    COLUMNS,
+    FOLDER,
+    Recipe,
+    accuracy,
+    load_network,
+    load_table,
+    mirrored,
+    save_network,
+    train,
+)
 
 # ------------------------------------------------------------------------------------------------------------- ablation
 
@@ -106,9 +116,7 @@ PIXELS = {
 }
 TABLES = {"ablation": ABLATION, "recommended": RECOMMENDED, "pixels": PIXELS}  # name of a .csv file: its trainings
 SEEDS = {"plain": 3, "whole": 3, "wide": 1, "long": 5, "dense": 3, "convolutional": 3}  # by base
-COLUMNS = ["base", "measure", "seed", "parameters", "epochs", "train_accuracy", "val_accuracy", "best_val_accuracy"]
-COLUMNS += ["seconds", "machine", "val_accuracy_history", "made"]
-KEY = COLUMNS[:3]
+KEY = ["base", "measure", "seed"]
 NOW = "as the code stands"
 
 
@@ -117,7 +125,7 @@ def _row(base, measure, seed, recipe, load):
     accuracies = [row["val_accuracy"] for row in history]
     results = [network.n_parameters, recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
     seconds = round(sum(row["seconds"] for row in history), 1)
-    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, machine(), json.dumps(accuracies), NOW]))
+    return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, tables.machine(), accuracies, NOW]))
 
 
 def complete(path, recipes, workers=None, load=load_dataset):
@@ -127,7 +135,7 @@ def complete(path, recipes, workers=None, load=load_dataset):
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
     JSON list; made, which is NOW unless the code has changed since, and then says before what the row was made.
     """
-    rows = read(path).to_dict("records") if Path(path).exists() else []
+    rows = load_table(path).to_dict("records") if Path(path).exists() else []
     there = {tuple(row[name] for name in KEY) for row in rows if row["made"] == NOW}
     wanted = [
         (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
@@ -144,40 +152,30 @@ def complete(path, recipes, workers=None, load=load_dataset):
                     bar.update()
         except BrokenProcessPool:
             raise InputError("a process that trained has died; the same command goes on from here") from None
-    return read(path)
-
-
-def read(path):
-    """Read a table written here. Raises InputError if there is none, or if it is not one."""
-    try:
-        table = pd.read_csv(path)
-        wrong = table.index[table.val_accuracy != [json.loads(one)[-1] for one in table.val_accuracy_history]]
-    except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
-        raise InputError(f"{path} cannot be read ({error}); allowed: what towards95.py has written") from None
-    if len(wrong):
-        raise InputError(f"{path} is damaged: val_accuracy of row {wrong[0]} is not the last one of its history")
-    return table if "made" in table else table.assign(made="earlier")
+    return load_table(path)
 
 
 def _write(path, rows, key):
     """Write a table with one row for each key, the last one given."""
-    table = pd.DataFrame(rows).drop_duplicates(key, keep="last").sort_values(key)
-    with write_atomically(path) as file:
-        table.to_csv(file, index=False)
+    tables.write_table(path, pd.DataFrame(rows).drop_duplicates(key, keep="last").sort_values(key))
 
 
 def rerun(name, row, folder=FOLDER, load=load_dataset):
-    """Train a row of a table of TABLES again. `agrees`: as lib.tables.agree says."""
-    table = read(folder / f"{name}.csv")
-    if row not in table.index:
-        raise InputError(f"N is {row}; allowed: 0 to {len(table) - 1}")
-    then = table.loc[row].to_dict()
-    base, measure, seed = (then[one] for one in KEY)
-    now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
-    same = then["machine"] == machine() and then["made"] == NOW
-    agrees = agree(*(json.loads(one["val_accuracy_history"]) for one in (then, now)), same)
-    both = {"then": then["val_accuracy"], "now": now["val_accuracy"]}
-    return {**{one: then[one] for one in KEY}, **both, "same_machine": same, "made": then["made"], "agrees": agrees}
+    """Train a row of a table of TABLES again, and compare all its results: see lib.tables.rerun.
+
+    A row from before a change of the code counts as one of another machine.
+    """
+    path = folder / f"{name}.csv"
+    table = load_table(path)
+    earlier = table.made != NOW
+    table["machine"] = table.machine.mask(earlier, table.machine + ", " + table.made)
+
+    def again(then):
+        base, measure, seed = (then[one] for one in KEY)
+        now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
+        return {one: now[one] for one in now if "accuracy" in one}
+
+    return tables.rerun(path, table, row, again)
 
 
 # ------------------------------------------------------------------------------------------------------- final networks
@@ -239,12 +237,12 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
         "test_accuracy": accuracy(p[0], data.y_test),
         "test_accuracy_flips": accuracy(p.mean(axis=0, dtype=np.float32), data.y_test) if len(p) == 2 else None,
         "seconds": round(sum(one["seconds"] for one in history), 1),
-        "machine": machine(),
-        "val_accuracy_history": json.dumps(accuracies),
+        "machine": tables.machine(),
+        "val_accuracy_history": accuracies,
         "made": NOW,
     }
     path = folder / "final.csv"
-    rows = read(path).to_dict("records") if path.exists() else []
+    rows = load_table(path).to_dict("records") if path.exists() else []
     _write(path, [*rows, row], ["name", "seed"])
     return row
 
@@ -268,8 +266,8 @@ def _command(argv):
                 return final(name, number("SEED", seed), FOLDER, *folder or [CACHE], show)
         case ["rerun", name, row] if name in TABLES:
             return rerun(name, number("N", row))
-    tables = "|".join(TABLES)
-    usage = f"allowed: {tables} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {tables} N"
+    known = "|".join(TABLES)
+    usage = f"allowed: {known} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {known} N"
     raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")
 
 

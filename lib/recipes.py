@@ -11,6 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from helpers import BLAS, Config, InputError, cross_entropy, evaluate, make_optimizer, one_hot
+from lib import tables
 from lib.dataset import DATA_DIR
 from lib.files import fill, fingerprint, load_checkpoint, locked, read_npz, save_checkpoint, write_npz
 from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
@@ -312,6 +313,59 @@ def load_network(path):
     if not np.isfinite(network.theta).all():
         raise InputError(f"{path}: theta is not finite; allowed: finite numbers")
     return network
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+MADE = tables.TEXT._replace(optional=True, young=True)  # "earlier" in a table from before it was there
+RESULTS = {
+    "seed": tables.COUNT,
+    "parameters": tables.COUNT,
+    "epochs": tables.COUNT,
+    "train_accuracy": tables.ACCURACY,
+    "val_accuracy": tables.ACCURACY,
+}
+COLUMNS = {  # of the ablation and its like
+    "base": tables.TEXT,
+    "measure": tables.TEXT,
+    **RESULTS,
+    "best_val_accuracy": tables.ACCURACY,
+    "seconds": tables.SECONDS,
+    "machine": tables.TEXT,
+    "val_accuracy_history": tables.series(tables.ACCURACY),
+    "made": MADE,
+}
+FINAL_COLUMNS = {  # of the final networks
+    "name": tables.TEXT,
+    **RESULTS,
+    "test_accuracy": tables.ACCURACY,
+    "test_accuracy_flips": tables.optional(tables.ACCURACY),
+    "seconds": tables.SECONDS,
+    "machine": tables.TEXT,
+    "val_accuracy_history": tables.series(tables.ACCURACY),
+    "made": MADE,
+}
+
+
+def load_table(path):
+    """Read a table of towards95.py: final.csv, or one of trainings by base and measure.
+
+    Raises InputError if it is missing, damaged or of another kind.
+    """
+    final = Path(path).name == "final.csv"
+    columns, key = (FINAL_COLUMNS, ["name", "seed"]) if final else (COLUMNS, ["base", "measure", "seed"])
+    table = tables.read_table(path, columns, _check, unique=key)
+    return table.assign(made=table.made.fillna("earlier"))
+
+
+def _check(row):
+    """Raise InputError for a row that contradicts itself."""
+    accuracies = row["val_accuracy_history"]
+    if len(accuracies) != row["epochs"] or not accuracies:
+        allowed = f"one for each of {row['epochs']} epochs"
+        raise InputError(f"val_accuracy_history has {len(accuracies)} items; allowed: {allowed}")
+    stored = {"val_accuracy": accuracies[-1], "best_val_accuracy": max(accuracies)}
+    tables.check_same(row, {name: value for name, value in stored.items() if name in row})
 
 
 # --------------------------------------------------------------------------------------------------- on the test images

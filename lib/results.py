@@ -9,6 +9,8 @@ import helpers
 from lib import anova, claims, replay, studies, tables
 from lib.dataset import DATA_DIR
 from lib.plots import words
+from lib.recipes import load_table
+from lib.sweepfile import load_sweep
 
 TOPS = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
 
@@ -23,7 +25,7 @@ def read_tables(folder=DATA_DIR):
     optimisers), seeded (its further seeds), replays; each study by its name, that of MNIST with the `name` of its
     configurations; the tables of towards95.py by their names (ablation, final, ...).
     """
-    sweeps = {name: read_sweep(folder / "sweeps" / f"{name}.csv") for name in ("random", "bayes")}
+    sweeps = {name: load_sweep(folder / "sweeps" / f"{name}.csv") for name in ("random", "bayes")}
     grid = anova.load_grid(folder / "grid.csv.gz")
     grid["accuracy"] = anova.accuracy(grid)
     living = grid[grid.weight_decay < 0.5]
@@ -38,15 +40,8 @@ def read_tables(folder=DATA_DIR):
     }
     found |= {name: studies.load_study(name, folder / "studies") for name in studies.STUDIES}
     found["mnist"] = studies.named(found["mnist"], studies.DIGITS)
-    found |= {path.stem: pd.read_csv(path) for path in sorted((folder / "towards95").glob("*.csv"))}
+    found |= {path.stem: load_table(path) for path in sorted((folder / "towards95").glob("*.csv"))}
     return SimpleNamespace(**found)
-
-
-def read_sweep(path):
-    """Return the runs of a stored sweep, with what its .json file says of the sweep as attributes."""
-    runs = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
-    runs.attrs.update(tables.read_json(path.with_suffix(".json")))
-    return runs
 
 
 def compare(study, seed, history):

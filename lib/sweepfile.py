@@ -11,6 +11,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from helpers import METRICS, Config, InputError
+from lib import tables
 from lib.bayes import suggest_bayes
 from lib.cli import widths
 from lib.tables import FIELDS
@@ -404,3 +405,22 @@ def _grid_point(space, number):
         index, i = divmod(index, _length(distribution))
         params[name] = choices(distribution)[i]
     return {name: params[name] for name in space}
+
+
+# ------------------------------------------------------------------------------------------------------- stored results
+
+
+def load_sweep(path):
+    """Read the table of a sweep and the .json file beside it, its `attrs`. Raises InputError if one is damaged."""
+    table = tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"])
+    about = path.with_suffix(".json")
+    table.attrs = tables.read_json(about)
+    try:
+        sweep = check_sweep(table.attrs.get("definition"))
+    except InputError as error:
+        raise InputError(f"{about}, definition: {error}; {tables.REMEDY}") from None
+    if sweep.name != path.stem:
+        raise InputError(f"{about} is of the sweep {sweep.name!r}; allowed: {path.stem!r}; {tables.REMEDY}")
+    if list(table.number) != list(range(len(table))) or "seed" in table.attrs and len(table) < sweep.count:
+        raise InputError(f"{path} has {len(table)} trials; allowed: 0 to {sweep.count - 1}, in order; {tables.REMEDY}")
+    return table

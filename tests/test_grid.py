@@ -302,7 +302,9 @@ def test_fanova_sees_the_sample_alone_and_its_agreement_is_counted():
     ]
     near = lib.anova.agreement(shares, wrong)
     assert near["first"] == 1 and near["worst"] in ("activation", "batch_size")
-    assert abs(near["worst_error"]) == pytest.approx(single.max() / 2, abs=0.01)
+    sign = -1 if near["worst"] == "activation" else 1  # too little for one, too much for the other
+    assert sign * near["worst_error"] == pytest.approx(single.max() / 2, abs=0.01)
+    assert near["worst_deviation"] == pytest.approx(np.sqrt(2) * abs(near["worst_error"]))
     assert lib.anova.agreement(shares, wrong, near=1)["first"] == 2
 
 

@@ -24,10 +24,16 @@ import lib.tables
 import study
 import sweep
 from helpers import METRICS, Config, InputError
+from lib.recipes import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
-COMMITTED = [*DATA.glob("*.csv*"), *DATA.glob("sweeps/*.[cj]s*"), *DATA.glob("studies/*.csv")]
+COMMITTED = [
+    *DATA.glob("*.csv*"),
+    *DATA.glob("sweeps/*.[cj]s*"),
+    *DATA.glob("studies/*.csv"),
+    *DATA.glob("towards95/*.csv"),
+]
 KINDS = {  # file: what reads it
     "sweeps/bayes.csv": lambda path: sweep.load_results("bayes", path.parent),
     "sweeps/bayes.json": lambda path: sweep.load_results("bayes", path.parent).attrs,
@@ -35,6 +41,8 @@ KINDS = {  # file: what reads it
     "grid.csv.gz": lib.anova.load_grid,
     "grid_seeds.csv": lambda path: lib.tables.read_table(path, lib.anova.SEEDED, unique=["number", "seed"]),
     "grid_replays.csv.gz": lambda path: lib.tables.read_table(path, lib.replay.REPLAYED),
+    "towards95/ablation.csv": load_table,
+    "towards95/final.csv": load_table,
 }
 
 
@@ -42,7 +50,7 @@ KINDS = {  # file: what reads it
 def parts(tmp_path_factory):
     """A folder with the committed tables, and a part of the large ones."""
     folder = tmp_path_factory.mktemp("tables") / "data"
-    shutil.copytree(DATA, folder, ignore=shutil.ignore_patterns("fashion_mnist", "mnist", "cache", "towards95"))
+    shutil.copytree(DATA, folder, ignore=shutil.ignore_patterns("fashion_mnist", "mnist", "cache", "*.np*"))
     grid = lib.anova.load_grid(folder / "grid.csv.gz")
     grid = grid.groupby("state").head(30).assign(number=range(60))
     lib.tables.write_table(folder / "grid.csv.gz", grid)
