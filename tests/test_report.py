@@ -230,9 +230,9 @@ def test_floats_leave_no_white(tmp_path):
 
 def gap(page):
     """The highest white band of a page, as a share of its text's height."""
-    inked = np.flatnonzero((page[62:-62] < 245).any(axis=1))
-    edges = np.concatenate([[0], inked, [len(page) - 124]])
-    return np.diff(edges).max() / (len(page) - 124)
+    inked = np.flatnonzero((page[57:-57] < 245).any(axis=1))
+    edges = np.concatenate([[0], inked, [len(page) - 114]])
+    return np.diff(edges).max() / (len(page) - 114)
 
 
 def lines_of(pages):
