@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 # Jupyter's Markdown is GitHub's, with formulas; the last extension is for the template.
 READER = "gfm-emoji+tex_math_dollars+smart+raw_attribute"
 ENVIRONMENT = r"\$\$.*?\$\$|^[ \t]*(\\begin\{(align|equation|gather|eqnarray|multline)(\*?)\}.*?\\end\{\2\3\})"
-VECTOR_FACE = "STIXGeneral"  # in which plots.py measures the text of a vector figure
+MEASURED = "STIXGeneral"  # the face in which plots.py measures the text of a vector figure
 
 
 def fence_environments(source):
@@ -30,7 +30,7 @@ def fence_environments(source):
     return re.sub(ENVIRONMENT, lambda match: f"$$\n{match[1]}\n$$" if match[1] else match[0], source, flags=re.S | re.M)
 
 
-def add_vectors(nb, folder):
+def add_vectors(nb, folder, face):
     """Give each picture the vector figure of `folder` with the name in the caption after it, if it shows the same."""
     shown = []
     for cell in nb.cells:
@@ -42,7 +42,7 @@ def add_vectors(nb, folder):
         found = re.match(literals.CAPTION, after.get("text/markdown", ""))
         path = folder / f"{found['name']}.svg" if found else None
         if path and path.exists() and same_picture(path.with_suffix(".png"), picture.get("image/png", "")):
-            picture["image/svg+xml"] = path.read_text(encoding="utf-8")
+            picture["image/svg+xml"] = path.read_text(encoding="utf-8").replace(f"'{MEASURED}'", face)
 
 
 def same_picture(path, encoded):
@@ -54,7 +54,8 @@ class PandocExporter(Exporter):
     """Turn a notebook into Markdown, and that into a document (pandoc); title, authors, date, abstract are metadata."""
 
     figures = Unicode("figures", help="folder of the vector figures, from the notebook's").tag(config=True)
-    kinds = ("text/html", "text/markdown", "text/latex", "image/png", "image/jpeg", "image/svg+xml", "text/plain")
+    kinds = ("text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/plain")
+    face = "'Libertinus Serif'"  # of the text in vector figures
 
     @property
     def default_config(self):
@@ -72,7 +73,7 @@ class PandocExporter(Exporter):
         nb = copy.deepcopy(nb)
         folder = Path((resources or {}).get("metadata", {}).get("path") or ".").resolve()
         literals.number(nb)
-        add_vectors(nb, folder / self.figures)
+        add_vectors(nb, folder / self.figures, self.face)
         nb, resources = super().from_notebook_node(nb, resources, **kw)
         metadata = dated({"title": resources["metadata"].get("name", "Notebook"), **nb.metadata})
         markdown = self.markdown(nb)
@@ -101,7 +102,6 @@ class TypstPDFExporter(PandocExporter):
 
     export_from_notebook = "PDF via Typst"
     output_mimetype = "application/pdf"
-    kinds = ("text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/plain")
 
     @default("file_extension")
     def _file_extension_default(self):
@@ -109,9 +109,6 @@ class TypstPDFExporter(PandocExporter):
 
     def convert(self, markdown, options, metadata, scratch):
         """Return the PDF's bytes; raise RuntimeError where Typst cannot set something."""
-        for path in Path(scratch).rglob("*.svg"):
-            text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace(f"'{VECTOR_FACE}'", "'Libertinus Serif'"), encoding="utf-8")
         body = pypandoc.convert_text(markdown, "typst", READER, options, cworkdir=scratch, verify_format=False)
         source = Path(scratch, "report.typ")
         source.write_text((HERE / "preamble.typ").read_text(encoding="utf-8") + body, encoding="utf-8")
@@ -129,6 +126,7 @@ class PageExporter(PandocExporter):
 
     export_from_notebook = "HTML without network"
     output_mimetype = "text/html"
+    face = "'STIX Two Text', STIXGeneral, 'Times New Roman', 'Liberation Serif', serif"  # all as wide as that measured
 
     @default("file_extension")
     def _file_extension_default(self):

@@ -107,7 +107,7 @@ local function each_cell(rows, visit)
 end
 
 local function align_columns(el)
-  local longest, numbers, total, prose = {}, {}, 0, 0
+  local longest, numbers, total, prose, roots = {}, {}, 0, 0, 0
   for _, body in ipairs(el.bodies) do
     each_cell(body.body, function(_, i, text)
       longest[i], numbers[i] = math.max(longest[i] or 0, #text), numbers[i] ~= false and numeric(text)
@@ -115,10 +115,11 @@ local function align_columns(el)
   end
   for i, length in ipairs(longest) do
     el.colspecs[i][1] = numbers[i] and 'AlignRight' or 'AlignLeft'
-    total, prose = total + length + 4, prose + (length > 40 and length or 0)
+    total = total + length + 4
+    if length > 40 then prose, roots = prose + length, roots + length ^ 0.5 end
   end
   for i, length in ipairs(typst and total > 100 and longest or {}) do  -- too wide: columns of prose share the rest
-    if length > 40 then el.colspecs[i][2] = length / prose * math.max(0.3, 1 - (total - prose) / 110) end
+    if length > 40 then el.colspecs[i][2] = length ^ 0.5 / roots * math.max(0.3, 1 - (total - prose) / 110) end
   end
 end
 
@@ -263,8 +264,11 @@ local for_typst = {
       if heading and (not contents or heading:find '^Question' and not contents.question) then
         contents = {at = #result + 1, question = heading:find '^Question'}
       end
-      if heading and heading:find '^Appendix' then result:insert(raw '#pagebreak(weak: true)') end
-      result:insert(block)
+      if heading and heading:find '^Appendix' then  -- a float at the top of the page comes below it
+        result:extend {raw '#pagebreak(weak: true)\n#place(top, float: true, clearance: 1em, block(width: 100%)[', block, raw '])'}
+      else
+        result:insert(block)
+      end
     end
     if contents then result:insert(contents.at, raw '#contents') end
     return pandoc.Pandoc(result, doc.meta)
