@@ -56,6 +56,7 @@ SETTINGS = types.NamedUniTuple(float64, len(Settings._fields), Settings)
 # A loop uses the processor's vectors only if divisions are not checked; a product and a sum may be one instruction,
 # and x / c may be x * (1 / c). Infinities and NaN keep their meaning: they show a training that diverges.
 FAST = {"contract", "arcp", "nsz"}
+ZERO, ONE = float32(0), float32(1)  # a number of Python's would turn what it meets into float64
 KEPT_FOR_THIS_PROCESS = []
 
 
@@ -131,7 +132,7 @@ def product(A, op_A, B, op_B, beta, C):
     m, n = C.shape
     k = A.shape[0] if op_A == TRANSPOSED else A.shape[1]
     a, b, c = A.ctypes.data, B.ctypes.data, C.ctypes.data
-    sgemm(ROWS, op_A, op_B, m, n, k, float32(1), a, A.shape[1], b, B.shape[1], beta, c, n)
+    sgemm(ROWS, op_A, op_B, m, n, k, ONE, a, A.shape[1], b, B.shape[1], beta, c, n)
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
@@ -158,9 +159,9 @@ def tanh_of(x):
     q = q * y + float32(3.28307035e-04)
     q = q * y + float32(2.58710209e-02)
     q = q * y + float32(4.67130216e-01)
-    q = q * y + float32(1)
+    q = q * y + ONE
     a = x * p / q
-    return float32(1) if a > 1 else float32(-1) if a < -1 else a  # not 1.0000002
+    return ONE if a > ONE else -ONE if a < -ONE else a  # not 1.0000002
 
 
 @compiled(ACTIVATION)
@@ -186,7 +187,7 @@ def sigmoid_derivative(a, delta):
     """f'(z) = a (1 - a)."""
     a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
-        delta[i] *= a[i] * (1 - a[i])
+        delta[i] *= a[i] * (ONE - a[i])
 
 
 @compiled(ACTIVATION)
@@ -202,7 +203,7 @@ def tanh_derivative(a, delta):
     """f'(z) = 1 - a^2."""
     a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
-        delta[i] *= 1 - a[i] * a[i]
+        delta[i] *= ONE - a[i] * a[i]
 
 
 @compiled(ACTIVATION)
@@ -210,7 +211,7 @@ def relu(z):
     """f(z) = max(0, z)."""
     z = z.reshape(z.size)
     for i in range(z.size):
-        z[i] = 0 if z[i] < 0 else z[i]  # NaN stays NaN
+        z[i] = ZERO if z[i] < ZERO else z[i]  # NaN stays NaN
 
 
 @compiled(DERIVATIVE)
@@ -218,7 +219,7 @@ def relu_derivative(a, delta):
     """f'(z) = 1 if a > 0, else 0."""
     a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
-        delta[i] *= float32(a[i] > 0)
+        delta[i] *= float32(a[i] > ZERO)
 
 
 FUNCTIONS = {
@@ -241,7 +242,7 @@ def exponentials(z, i):
     largest = z[i, 0]
     for k in range(1, z.shape[1]):
         largest = max(largest, z[i, k])
-    total = float32(0)
+    total = ZERO
     for k in range(z.shape[1]):
         z[i, k] = math.exp(z[i, k] - largest)
         total += z[i, k]
@@ -257,7 +258,7 @@ def cross_entropy(z, y):
         largest, total = exponentials(z, i)
         loss += math.log(total) - (z_y - largest)
         for k in range(z.shape[1]):
-            z[i, k] = (z[i, k] / total - float32(k == y[i])) / len(y)
+            z[i, k] = (z[i, k] / total - float32(k == y[i])) / float32(len(y))
     return loss / len(y)
 
 
@@ -267,7 +268,7 @@ def mean_squared_error(z, y):
     loss = 0.0
     for i in range(len(y)):
         _, total = exponentials(z, i)
-        p_times_e = float32(0)
+        p_times_e = ZERO
         for k in range(z.shape[1]):
             z[i, k] /= total
             e = z[i, k] - float32(k == y[i])
@@ -373,7 +374,7 @@ def gather(images, rows, x):
     for i in range(rows.size):
         row = rows[i]
         for j in range(x.shape[1]):
-            x[i, j] = images[row, j] * float32(1 / 255)
+            x[i, j] = float32(images[row, j]) * float32(1 / 255)
 
 
 @compiled(void(VECTOR, MATRIX))
@@ -398,7 +399,7 @@ def sum_rows(delta, db):
 @compiled(float32(VECTOR, VECTOR, float32), "reassoc")  # the order of the sum is free, or no vectors are used
 def decay_weights(W, dW, decay):
     """dW <- decay W, to which backprop adds; return sum W^2."""
-    squares = float32(0)
+    squares = ZERO
     for i in range(W.size):
         dW[i] = decay * W[i]
         squares += W[i] * W[i]

@@ -27,11 +27,14 @@ def requirements(name):
     return [Requirement(line) for line in lines if line]
 
 
-def test_the_lock_pins_everything_that_is_asked_for():
-    lock = requirements("requirements.txt")
+@pytest.mark.parametrize("kind", ("", "-fast"))
+def test_the_lock_pins_everything_that_is_asked_for(kind):
+    lock = requirements(f"requirements{kind}.txt")
     assert all(re.fullmatch(r"==[^,*]+", str(one.specifier)) for one in lock)
     canonical = lambda name: name.lower().replace("_", "-")  # noqa: E731
-    assert {canonical(one.name) for one in requirements("requirements.in")} <= {canonical(one.name) for one in lock}
+    assert {canonical(one.name) for one in requirements(f"requirements{kind}.in")} <= {
+        canonical(one.name) for one in lock
+    }
 
 
 def test_conda_environment_is_in_step_with_the_lock():
