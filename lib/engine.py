@@ -63,7 +63,7 @@ KEPT_FOR_THIS_PROCESS = []
 def cache_folder():
     """Return a folder for compiled code: beside this file, in the user's cache, or one that ends with this process."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    for folder in [chosen] if chosen else [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "numba"]:
+    for folder in [chosen] if chosen else [Path(__file__).parent / "__pycache__", os.path.expanduser("~/.cache/numba")]:
         try:
             os.makedirs(folder, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
