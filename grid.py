@@ -6,6 +6,7 @@ python grid.py rerun N            trains row N again, and compares all its numbe
 python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv, some minutes
 python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about a minute on two cores
 --workers N    trainings side by side (default: one per core)
+--backend NAME numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 --storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
 --folder DIR   where the tables are (default: data)
 
@@ -38,8 +39,9 @@ from lib.anova import (
     config_of,
     load_grid,
     train_and_test,
+    train_and_test_compiled,
 )
-from lib.cli import Parser, answer
+from lib.cli import Parser, answer, ready_backend
 from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
@@ -54,16 +56,17 @@ STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
 # -------------------------------------------------------------------------------------------------------- the trainings
 
 
-def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE):
+def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE, backend="numpy"):
     """Train what is missing both in the table at `path` and in the storage; write the table and return it."""
     if Path(path).exists() and len(table := load_grid(path)) == space.count:
         return table
+    train = train_and_test_compiled if ready_backend(backend) == "compiled" else train_and_test
     load("fashion_mnist")  # what is missing is said now, and decoded once
     with errors_as_sentences():
         ledger = Ledger(storage, space.name, space)
         if Path(path).exists():
             adopt(ledger, load_grid(path))
-        supervise(ledger, workers or os.cpu_count(), storage, space.name, "disabled", load, train_and_test)
+        supervise(ledger, workers or os.cpu_count(), storage, space.name, "disabled", load, train)
     return export(storage, path, space.name)
 
 
@@ -125,7 +128,8 @@ def rerun(number, path=TABLE, load=load_dataset):
     def again(row):
         config = config_of(row)
         history = []
-        result = train_and_test(config, load(config.dataset), history.append, test=False)
+        options = {"test": False, "backend": tables.backend_of(row)}
+        result = train_and_test(config, load(config.dataset), history.append, **options)
         now = {name: result[name] for name in ("val_accuracy", "stopped", *TESTS)}
         return now | {f"{metric}_history": [one[metric] for one in history] for metric in CURVES}
 
@@ -188,12 +192,15 @@ def main(argv=None):
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workers", type=int, choices=range(1, 1000), metavar="N")
     parser.add_argument("--storage", default=STORAGE)
+    parser.add_argument("--backend", default="numpy")
     parser.add_argument("--folder", type=Path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
     parser.add_argument("number", nargs="?", type=int)
 
     def work(argv):
         given = parser.parse_args(argv)
+        if given.backend != "numpy" and given.what != "run":
+            raise InputError(f"--backend is given with {given.what}; allowed: where the grid itself is trained")
         path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
         match given.what:
             case "rerun":
@@ -202,7 +209,10 @@ def main(argv=None):
                 return {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
             case "replay":
                 return {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
-        table = run(given.workers, given.storage, path) if given.what == "run" else export(given.storage, path)
+        if given.what == "run":
+            table = run(given.workers, given.storage, path, backend=given.backend)
+        else:
+            table = export(given.storage, path)
         return {"table": str(path), "rows": len(table), "of": SPACE.count} | table.state.value_counts().to_dict()
 
     return answer("grid.py", __doc__, argv, work)

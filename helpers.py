@@ -561,6 +561,9 @@ def evaluate(network, x, y, loss="cross_entropy"):
     return total / len(x), right / len(x)
 
 
+BACKENDS = ("numpy", "compiled")  # what takes the steps: the functions above, or lib/engine.py, which needs Numba
+
+
 class Training(NamedTuple):
     """What `train` returns: the network, one row (a dictionary) per epoch, and the reason why it ended."""
 
@@ -586,7 +589,7 @@ def train(
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy.
     checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
-    backend: what takes the steps, "numpy" or "compiled" (lib/engine.py, which needs Numba).
+    backend: one of BACKENDS.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
     Raises InputError for data that do not fit the network, and for a checkpoint or an optimiser that cannot be resumed.
@@ -597,7 +600,7 @@ def train(
     if patience is not None:
         patience = number("patience", patience, int, "[1, inf)")
     step, state = make_optimizer(network.theta, config)
-    compiled = choice("backend", backend, ("numpy", "compiled")) == "compiled"
+    compiled = choice("backend", backend, BACKENDS) == "compiled"
     steps = compiled and import_module("lib.engine").compile_steps(config, data, network, state) or _steps
     best_theta = network.theta.copy()
     history = []

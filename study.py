@@ -2,6 +2,7 @@
 
 python study.py NAME        trains the rows of STUDIES[NAME] that data/studies/NAME.csv does not have yet
 python study.py NAME ROW    trains a row of data/studies/NAME.csv again, and compares
+--backend NAME    numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 
 Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
 """
@@ -16,7 +17,7 @@ import pandas as pd
 
 from helpers import LOSSES, METRICS, Config, InputError, evaluate
 from lib import tables
-from lib.cli import answer, number, progress
+from lib.cli import answer, number, progress, ready_backend
 from lib.dataset import DATA_DIR, load_dataset
 from lib.parallel import train_all
 
@@ -109,7 +110,7 @@ STUDIES = {
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def study(name, configs, folder=FOLDER, test=False, store=False):
+def study(name, configs, folder=FOLDER, test=False, store=False, backend="numpy"):
     """Return the table of these trainings, a row for each config and in their order.
 
     Rows stored in NAME.csv in `folder` are read, the others are trained now, side by side. Only with `store` are those
@@ -124,8 +125,8 @@ def study(name, configs, folder=FOLDER, test=False, store=False):
     rows = _rows(path)
     wanted = [config for config in dict.fromkeys(configs) if config not in rows or test and _untested(rows[config])]
     with progress(len(wanted), "training") as bar:
-        for config, training in zip(wanted, train_all(wanted, keep_best=True)):
-            rows[config] = _row(config, training, test)
+        for config, training in zip(wanted, train_all(wanted, keep_best=True, backend=backend)):
+            rows[config] = _row(config, training, test, backend)
             if store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 now = _rows(path) | rows  # another process may have added some
@@ -148,8 +149,9 @@ def rerun(name, row, folder=FOLDER):
 
     def again(then):
         config = tables.config_of(then)
-        (training,) = train_all([config], keep_best=True)
-        now = _row(config, training, test=not tables.missing(then["test_accuracy"]))
+        backend = tables.backend_of(then)
+        (training,) = train_all([config], keep_best=True, backend=backend)
+        now = _row(config, training, not tables.missing(then["test_accuracy"]), backend)
         return {name: now[name] for name in RESULTS}
 
     return tables.rerun(Path(folder) / f"{name}.csv", load_study(name, folder), row, again)
@@ -165,7 +167,7 @@ def _untested(row):
     return tables.missing(row["test_accuracy"]) and "not finite" not in row["stopped"]
 
 
-def _row(config, training, test):
+def _row(config, training, test, backend):
     """Make a row of the table from what `train` with keep_best has returned."""
     network, history, stopped = training
     best = max(history, key=lambda row: row["val_accuracy"], default={})  # the first of equals, as in `train`
@@ -174,7 +176,7 @@ def _row(config, training, test):
     if test and best:
         data = load_dataset(config.dataset)
         _, row["test_accuracy"] = evaluate(network, data.x_test, data.y_test)
-    row |= {"seconds": sum(one["seconds"] for one in history), "stopped": stopped, "machine": tables.machine()}
+    row |= {"seconds": sum(one["seconds"] for one in history), "stopped": stopped, "machine": tables.machine(backend)}
     return row | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
 
 
@@ -195,15 +197,17 @@ def main(argv=None):
 
     def work(argv):
         match argv:
-            case [name]:
+            case [name] | [name, "--backend", _]:
+                backend = ready_backend(argv[2] if argv[1:] else "numpy")
                 if name not in STUDIES:
                     raise InputError(f"NAME is {name!r}; allowed: {', '.join(STUDIES)}")
                 configs, test = STUDIES[name]
-                rows = len(study(name, configs, FOLDER, test, store=True))
+                rows = len(study(name, configs, FOLDER, test, store=True, backend=backend))
                 return {"table": str(FOLDER / f"{name}.csv"), "rows": rows}
             case [name, row]:
                 return rerun(name, number("ROW", row), FOLDER)
-        raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; allowed: NAME, or NAME ROW")
+        given = " ".join(argv) or "missing"
+        raise InputError(f"the arguments are {given}; allowed: NAME, NAME --backend NAME, or NAME ROW")
 
     return answer("study.py", __doc__, argv, work)
 

@@ -10,6 +10,7 @@ optuna-dashboard sqlite:///data/sweeps/optuna.db    looks into the sweeps run he
 --count N      trials in all (default: run_cap in the file, or the whole grid)
 --workers N    trials side by side (default: one per core)
 --seed N       of the suggestions (default: 0)
+--backend NAME numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 --quick        4 trials of one epoch, as sweep NAME-quick
 --folder DIR   where the tables go, and optuna.db (default: data/sweeps)
 
@@ -33,13 +34,13 @@ import numpy as np
 
 from helpers import METRICS, Config, InputError
 from lib import tables
-from lib.cli import Parser, answer, say
+from lib.cli import Parser, answer, ready_backend, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import file_url
 from lib.sweepfile import check_sweep, choices, one_of, read_sweep, whole
 from lib.sweepfile import suggest as suggest  # for who looks for it here
-from lib.tracking import MODES, is_disabled, train_and_log
+from lib.tracking import MODES, is_disabled, train_and_log, train_compiled
 from lib.workers import supervise
 
 FOLDER = DATA_DIR / "sweeps"
@@ -49,8 +50,9 @@ FOLDER = DATA_DIR / "sweeps"
 
 
 def run(
-    file, count=None, workers=None, storage=None, seed=0, quick=False, engine="local", folder=FOLDER, load=load_dataset
-):
+    file, count=None, workers=None, storage=None, seed=0, quick=False, engine="local", backend="numpy", folder=FOLDER,
+    load=load_dataset
+):  # fmt: skip
     """Run the sweep in `file`, or go on with it, to its end; write its table to `folder`; return it (see `results`).
 
     The arguments are the command line's; load(name) returns the Dataset of that name (workers import it: no lambda).
@@ -60,10 +62,12 @@ def run(
     for flag, value, low in [("--count", count, 1), ("--workers", workers, 1), ("--seed", seed, 0)]:
         if value is not None:
             whole(flag, value, low)
+    train = train_compiled if ready_backend(backend) == "compiled" else train_and_log
     sweep = read_sweep(file, count, quick)
     if engine == "wandb":
-        if workers or storage or seed:
-            raise InputError("--workers, --storage and --seed are for --engine local; start further agents instead")
+        if workers or storage or seed or backend != "numpy":
+            flags = "--workers, --storage, --seed and --backend"
+            raise InputError(f"{flags} are for --engine local; start further agents instead")
         if is_disabled():
             raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         table = _run_on_wandb(sweep)
@@ -75,7 +79,7 @@ def run(
         storage = storage or _default_storage(folder)
         with errors_as_sentences():
             ledger = Ledger(storage, sweep.name, sweep, seed)
-            supervise(ledger, workers or os.cpu_count(), storage, sweep.name, mode, load, train_and_log)
+            supervise(ledger, workers or os.cpu_count(), storage, sweep.name, mode, load, train)
             table = ledger.table()
     _export(table, Path(folder), sweep.name)
     return table
@@ -137,6 +141,7 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
 
     def again(row):
         config = tables.config_of(row)
+        backend = tables.backend_of(row)
         history = []
 
         def on_epoch(one):
@@ -144,7 +149,7 @@ def rerun(name, trial, folder=FOLDER, load=load_dataset):
             pruned = row["state"] == "pruned" and len(history) == len(row["val_accuracy_history"])
             return row["stopped"] if pruned else None
 
-        result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False)
+        result = train_and_log(config, load(config.dataset), on_epoch=on_epoch, test=False, backend=backend)
         now = {name: result[name] for name in (*METRICS, "stopped")}
         return now | {f"{metric}_history": [one[metric] for one in history] for metric in METRICS}
 
@@ -199,7 +204,7 @@ def main(argv=None, load=load_dataset):
             parser.add_argument("name")
             parser.add_argument("trial", type=int)
             return rerun(**vars(parser.parse_args(argv[1:])), load=load)
-        for flag in ("file", "--storage", "--engine"):
+        for flag in ("file", "--storage", "--engine", "--backend"):
             parser.add_argument(flag)
         for flag in ("--count", "--workers", "--seed"):
             parser.add_argument(flag, type=int)

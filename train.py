@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from helpers import ALIASES, METRICS, Config, InputError
-from lib.cli import answer, describe, progress, say, widths
+from helpers import ALIASES, BACKENDS, METRICS, Config, InputError
+from lib.cli import answer, describe, progress, ready_backend, say, widths
 from lib.dataset import load_dataset
 from lib.tracking import MODES, PROJECT, PROJECT_NAMES, check_project, default_mode, train_and_log
 from lib.tracking import check_upload as check_upload  # for who looks for it here
@@ -45,6 +45,7 @@ FLAGS = {  # name: (default, meaning, what is allowed)
     "wandb_entity": ("the account's own", "W&B user or team", "a name"),
     **{f.name: (getattr(Config(), f.name), f.metadata["meaning"], _allowed(f)) for f in fields(Config)},
     "wandb_mode": ("$WANDB_MODE, `wandb disabled`, online with a key, or offline", "how W&B logs", ", ".join(MODES)),
+    "backend": ("numpy", "what takes the steps; compiled needs Numba (make fast)", ", ".join(BACKENDS)),
     "checkpoint": ("none", "written after each epoch; if it exists, training goes on from there", "a file"),
     "save": ("none", "where the network of the best epoch goes", "a file"),
 }
@@ -101,7 +102,8 @@ def read_options(given):
     mode = given.get("wandb_mode") or os.environ.get("WANDB_MODE") or default_mode()
     if mode not in MODES:
         raise InputError(f"{source} is {mode!r}; allowed: {', '.join(MODES)}")
-    return {"mode": mode, "project": project, "entity": given.get("wandb_entity"), **files}
+    backend = ready_backend(given.get("backend", "numpy"))
+    return {"mode": mode, "backend": backend, "project": project, "entity": given.get("wandb_entity"), **files}
 
 
 def _writable(flag, text):

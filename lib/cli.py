@@ -9,11 +9,12 @@ import re
 import sys
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from tqdm import tqdm
 
-from helpers import InputError
+from helpers import BACKENDS, InputError, choice
 from lib.dataset import ROOT
 
 
@@ -69,6 +70,16 @@ def number(name, text):
     if not re.fullmatch("[0-9]{1,18}", text):
         raise InputError(f"{name} is {text!r}; allowed: a whole number from 0")
     return int(text)
+
+
+def ready_backend(name):
+    """Return a --backend once it can be used: compile it, or read it from its cache, before any worker starts.
+
+    Raises InputError if it is none, or if what it needs is not installed.
+    """
+    if choice("--backend", name, BACKENDS) == "compiled":
+        import_module("lib.engine")
+    return name
 
 
 def widths(text):

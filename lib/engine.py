@@ -9,7 +9,6 @@ To add a compiled optimiser, write its loop over theta beside its equation, and 
 """
 
 import ctypes
-import fcntl
 import math
 import os
 import tempfile
@@ -24,6 +23,10 @@ import numpy as np
 import helpers
 from helpers import InputError
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where processes may compile side by side
+    fcntl = None
 try:
     import llvmlite.binding
     import numba
@@ -83,7 +86,8 @@ def alone():
     """Lock the cache: a process that compiles is the only one, and the others then read what it wrote."""
     before = numba.config.CACHE_DIR
     with open(os.path.join(CACHE, "engine.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
         numba.config.CACHE_DIR = CACHE
         try:
             yield

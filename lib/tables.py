@@ -23,6 +23,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from functools import cache, partial
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,14 +53,20 @@ csv.field_size_limit(LIMIT)  # the history of a long training is a long cell
 
 
 @cache
-def machine():
-    """Return what the bits of a training depend on, besides its Config and this project."""
+def machine(backend="numpy"):
+    """Return what the bits of a training by this backend depend on, besides its Config and this project."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
     blas = BLAS.info()  # SciPy has one of its own, which no training calls
     blas = [one for one in blas if "numpy" in one["filepath"]] or blas
     blas = [f"{one['internal_api']} {one['version']} {one['architecture']}" for one in blas]
-    return ", ".join([found[1] if found else platform.machine(), f"numpy {np.__version__}", *blas])
+    numba = [f"compiled by numba {version('numba')}"] if backend == "compiled" else []
+    return ", ".join([found[1] if found else platform.machine(), f"numpy {np.__version__}", *blas, *numba])
+
+
+def backend_of(row):
+    """The backend that has trained a row of a table, which its machine tells."""
+    return "compiled" if ", compiled by " in str(row["machine"]) else "numpy"
 
 
 def failure(why):
@@ -446,7 +453,7 @@ def rerun(path, table, number, train, stored=dict):
     row = table.loc[number].to_dict()
     then, now = stored(row), train(row)
     then, now = ({name: _plain(results[name]) for name in now} for results in (then, now))
-    same_machine = row["machine"] == machine()
+    same_machine = row["machine"] == machine(backend_of(row))
     result = {"table": str(path), "row": number}
     for key, results in (("then", then), ("now", now)):
         result[key] = {name: value for name, value in results.items() if not name.endswith("_history")}

@@ -17,6 +17,7 @@ import numpy as np
 from helpers import METRICS, InputError, save_network, train
 from lib.cli import Unsaved, say
 from lib.files import read_npz
+from lib.tables import machine
 
 PROJECT = "CS6910_Assignment_1"
 PROJECT_NAMES = "1 to 128 characters, none of /\\#?%:"
@@ -180,7 +181,7 @@ def log_test(run, data, predicted, accuracy, step):
 
 def train_and_log(
     config, data, *, on_epoch=None, network=None, checkpoint=None, save=None, test=True,
-    mode="disabled", project=PROJECT, entity=None, group=None, name=None, run_id=None
+    mode="disabled", project=PROJECT, entity=None, group=None, name=None, run_id=None, backend="numpy"
 ):  # fmt: skip
     """Train by `config` on `data`, log to W&B, and return the result: a flat dictionary that JSON can hold.
 
@@ -190,6 +191,7 @@ def train_and_log(
     network: train this one, in place, instead of a new one.
     checkpoint: a file to write after each epoch, or to go on from: W&B then gets the earlier epochs too.
     save: a file for the network. test: evaluate it on the test images, once.
+    backend: as in helpers.train; any but numpy is named in `machine`, which the result then has, too.
     mode: one of MODES. project, entity, group, name, run_id: of the W&B run; its name is config.run_name unless given.
     If the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
     Raises Unsaved, which holds the result, if `save` cannot be written.
@@ -198,11 +200,13 @@ def train_and_log(
     log = Log(mode, config=plain(config), **about)
     status = 1
     try:
-        network, history, stopped = _train(config, data, log, on_epoch, network, checkpoint)
+        network, history, stopped = _train(config, data, log, on_epoch, network, checkpoint, backend)
         finite = "not finite" not in stopped
         unsaved = _save(save, network) if finite and save else None
         accuracy = _test(network, data, log, len(history)) if finite and test else None
         outcome = _outcome(history, stopped, finite, accuracy, len(data.y_train))
+        if backend != "numpy":
+            outcome["machine"] = machine(backend)
         log(lambda run: run.summary.update(outcome))
         status = 0 if finite else 1
         if unsaved:
@@ -212,12 +216,17 @@ def train_and_log(
         log.finish(status)
 
 
+def train_compiled(config, data, **about):
+    """Do what `train_and_log` does, with compiled steps: a name by which workers can import it."""
+    return train_and_log(config, data, backend="compiled", **about)
+
+
 def plain(config):
     """The Config as a dictionary of what JSON and W&B know: a tuple is a list."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
-def _train(config, data, log, on_epoch, network, checkpoint):
+def _train(config, data, log, on_epoch, network, checkpoint, backend):
     """Train and log each epoch, those of a checkpoint too; return the Training, with the weights of the best epoch."""
     logged = []
 
@@ -234,7 +243,8 @@ def _train(config, data, log, on_epoch, network, checkpoint):
         return (on_epoch and on_epoch(row)) or log.stopped
 
     try:
-        training = train(config, data, each_epoch, network=network, checkpoint=checkpoint, keep_best=True)
+        options = {"network": network, "checkpoint": checkpoint, "keep_best": True, "backend": backend}
+        training = train(config, data, each_epoch, **options)
     except OSError as error:
         if not checkpoint:
             raise

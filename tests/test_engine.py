@@ -1,6 +1,7 @@
 """The compiled steps: that they compute what NumPy computes, how exactly, and what happens where they cannot run."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_sweep import definition, tiny
 
 import helpers
-from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, InputError, Network, train
+import study
+import sweep
+import train as train_py
+from helpers import ACTIVATIONS, BACKENDS, LOSSES, OPTIMIZERS, InputError, Network, train
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"sgd": 0.1, "momentum": 0.03, "nag": 0.03, "rmsprop": 1e-3, "adam": 1e-3, "nadam": 1e-3}
@@ -401,3 +406,67 @@ def test_an_interruption_ends_an_epoch(engine, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
     assert time.perf_counter() - began < 2 * 3  # 2 seconds, on a machine that does nothing else
+
+
+# ---------------------------------------------------------------------------------------------------- the command lines
+
+COMMANDS = {
+    "train.py": ["--epochs", "1"],
+    "sweep.py": [str(ROOT / "sweeps" / "random.yaml"), "--quick"],
+    "grid.py": [],
+    "study.py": ["losses"],
+}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+@pytest.mark.parametrize(
+    "backend, numba, sentence",
+    [
+        ("jax", True, "--backend is 'jax'; allowed: numpy, compiled"),
+        ("compiled", False, "Numba is not installed; to train compiled: pip install -r requirements-fast.txt"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_one_sentence_and_status_2(program, backend, numba, sentence, tmp_path):
+    flags = [*COMMANDS[program], "--backend", backend]
+    flags += ["--folder", str(tmp_path)] if program in ("sweep.py", "grid.py") else []
+    code = f"import sys\nif not {numba}:\n    sys.modules['numba'] = None\n"
+    code += f"import {program[:-3]} as program\nsys.exit(program.main({flags!r}))"
+    result = python(code, WANDB_MODE="disabled")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"{program}: {sentence}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_result_of_train_py_names_the_compiler(engine, capsys, monkeypatch, small):
+    monkeypatch.setattr(train_py, "load_dataset", lambda name: small)
+    for backend in BACKENDS:
+        flags = ["--epochs", "2", "--backend", backend, "--wandb_mode", "disabled"]
+        assert train_py.main(flags) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert ("compiled by numba" in result.get("machine", "")) == (backend == "compiled")
+
+
+def test_the_table_of_a_sweep_names_the_compiler_and_a_row_is_trained_again_to_the_same_bits(
+    engine, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Path("two.yaml").write_text(json.dumps(definition(run_cap=2)))
+    table = sweep.run("two.yaml", workers=1, folder=Path("tables"), load=tiny, backend="compiled")
+    assert (table.state == "complete").all()
+    assert table.machine.str.endswith(f"compiled by numba {engine.numba.__version__}").all()
+    again = sweep.rerun("two", 1, Path("tables"), load=tiny)
+    assert again["same_machine"] and again["agrees"]
+
+
+def test_the_table_of_a_study_names_the_compiler_and_a_row_is_trained_again_to_the_same_bits(
+    engine, tmp_path, monkeypatch
+):
+    def here(configs, **options):
+        return (train(config, tiny(config.dataset), **options) for config in configs)
+
+    monkeypatch.setattr(study, "train_all", here)
+    config = helpers.Config(num_layers=1, hidden_size=8, epochs=2)
+    table = study.study("one", [config], tmp_path, store=True, backend="compiled")
+    assert "compiled by numba" in table.machine[0]
+    again = study.rerun("one", 0, tmp_path)
+    assert again["same_machine"] and again["agrees"]
