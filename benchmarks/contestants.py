@@ -120,7 +120,7 @@ def with_torch(config, data, theta, order, compiled=False):
     n, batch = len(x_train), config.batch_size
     layers = []
     for n_in, n_out in zip(sizes_of(config), sizes_of(config)[1:]):
-        layers += [nn.Linear(n_in, n_out), nn.Tanh()]
+        layers += [nn.Linear(n_in, n_out), nn.Tanh() if config.activation == "tanh" else nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     parameters = list(model.parameters())
 
@@ -200,10 +200,12 @@ def with_jax(config, data, theta, order):
 
     rule = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "nadam": nadam}[config.optimizer]
 
+    f = {"tanh": jnp.tanh, "ReLU": jax.nn.relu}[config.activation]
+
     def loss_of(theta, x, y):
         a = x
         for W, b in zip(theta[:-2:2], theta[1:-2:2]):
-            a = jnp.tanh(a @ W + b)
+            a = f(a @ W + b)
         log_p = jax.nn.log_softmax(a @ theta[-2] + theta[-1])
         return -jnp.mean(jnp.take_along_axis(log_p, y[:, None], axis=1))
 
@@ -248,7 +250,7 @@ def with_sklearn(config, data, theta, order):
     x_train = data.x_train.astype(np.float32) / 255
     network = MLPClassifier(
         sizes_of(config)[1:-1],
-        activation="tanh",
+        activation=config.activation.lower(),
         solver="sgd" if config.optimizer == "sgd" else "adam",
         alpha=0,
         batch_size=config.batch_size,
@@ -278,7 +280,7 @@ def with_keras(config, data, theta, order):
     import keras
 
     keras.utils.clear_session()
-    hidden = [keras.layers.Dense(size, activation="tanh") for size in sizes_of(config)[1:-1]]
+    hidden = [keras.layers.Dense(size, activation=config.activation.lower()) for size in sizes_of(config)[1:-1]]
     model = keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
     model.set_weights(theta)
     eta, betas = config.learning_rate, {"beta_1": config.beta1, "beta_2": config.beta2, "epsilon": config.epsilon}
@@ -398,7 +400,8 @@ def whole_training(args):
 
 
 def training(args):
-    """A training of ours on the first args["n"] images, for its steps and its memory."""
+    """A training of ours on the first args["n"] images by args["backend"], for its steps and its memory."""
+    backend = args.get("backend", "numpy")
     config, data = helpers.Config(**args["config"]), lib.dataset.load_dataset()
     n = args.get("n", len(data.x_train))
     few = {"x_val": data.x_val[:1000], "y_val": data.y_val[:1000]} if n < len(data.x_train) else {}
@@ -413,8 +416,49 @@ def training(args):
 
     while True:
         began = time.perf_counter()
-        seconds = [row["step_seconds"] for row in helpers.train(config, data, on_epoch).history]
+        seconds = [row["step_seconds"] for row in helpers.train(config, data, on_epoch, backend=backend).history]
         yield {"seconds": seconds, "whole": time.perf_counter() - began, **used}
+
+
+def sweep_random(args):
+    """The sweep of sweeps/random.yaml, from its first trial to its table."""
+    import sweep
+
+    os.environ["WANDB_MODE"] = "disabled"
+    yield {}
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            sweep.run(sweep.ROOT / "sweeps" / "random.yaml", folder=folder, backend=args["backend"])
+            yield {"seconds": time.perf_counter() - began}
+
+
+def grid_rows(args):
+    """The first 100 rows of the grid, side by side, all their epochs."""
+    from lib.anova import config_of, load_grid
+    from lib.parallel import train_all
+
+    configs = [config_of(row) for row in load_grid().head(100).to_dict("records")]
+    yield {}
+    while True:
+        began = time.perf_counter()
+        for _ in train_all(configs, backend=args["backend"]):
+            pass
+        yield {"seconds": time.perf_counter() - began}
+
+
+def five_seeds(args):
+    """The selected configuration with five seeds, side by side: the val_accuracy of each one's best epoch."""
+    from lib.parallel import train_all
+
+    configs = [helpers.Config(seed=seed) for seed in range(5)]
+    yield {}
+    while True:
+        began = time.perf_counter()
+        trainings = list(train_all(configs, keep_best=True, backend=args["backend"]))
+        best = [max(row["val_accuracy"] for row in training.history) for training in trainings]
+        accuracies = {f"val_accuracy {seed}": accuracy for seed, accuracy in enumerate(best)}
+        yield {"seconds": time.perf_counter() - began, **accuracies}
 
 
 def memory():
@@ -430,7 +474,10 @@ def memory():
     return {"peak": peak / 1e6, "private": about.uss / 1e6}
 
 
-TASKS = {task.__name__: task for task in (first_load, evaluation, whole_training, training)}
+TASKS = {
+    task.__name__: task
+    for task in (first_load, evaluation, whole_training, training, sweep_random, grid_rows, five_seeds)
+}
 
 
 def main(name, args):

@@ -29,6 +29,7 @@ import helpers  # noqa: E402
 import lib.dataset  # noqa: E402
 
 SHAPES = ("6x128/128", "5x128/64", "5x128/16", "4x64/32", "3x32/64", "3x32/16")  # hidden layers x width / batch size
+SELECTED = "4x256/128 ReLU"  # the selected configuration's; its optimiser is adam
 OPTIMIZERS = {"rmsprop": 1e-3, "sgd": 0.1, "adam": 1e-3, "nadam": 1e-3}  # with the learning rate each is run at
 PEERS = {  # name: (label, packages whose versions the report names)
     "floor": ("matrix products", ["numpy"]),
@@ -84,9 +85,9 @@ class Failed(Exception):
 
 
 class Child:
-    """A process of contestants.py on one core; ask(request) sends it a line of JSON and waits for the answer."""
+    """A process of contestants.py, on one core if given; ask(request) sends a line of JSON and waits for the answer."""
 
-    def __init__(self, name, core, args=None):
+    def __init__(self, name, core=None, args=None):
         self.name, self.errors, self.cache = name, tempfile.TemporaryFile("w+"), tempfile.TemporaryDirectory()
         environment = {key: value for key, value in os.environ.items() if key not in SLOW_BLAS}
         self.process = subprocess.Popen(
@@ -96,7 +97,9 @@ class Child:
             stderr=self.errors,
             text=True,
             env=environment | ONE_THREAD | {"TORCHINDUCTOR_CACHE_DIR": self.cache.name},
-            preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if hasattr(os, "sched_setaffinity") else None,
+            preexec_fn=(lambda: os.sched_setaffinity(0, {core}))
+            if core is not None and hasattr(os, "sched_setaffinity")
+            else None,
         )
 
     def __enter__(self):
@@ -129,9 +132,10 @@ class Child:
 
 
 def settings(shape, optimizer="rmsprop", epochs=10**6):
-    """The fields of a Config for a shape such as 6x128/128."""
-    layers, width, batch = map(int, re.split("[x/]", shape))
-    network = {"num_layers": layers, "hidden_size": width, "activation": "tanh", "weight_init": "Xavier"}
+    """The fields of a Config for a shape such as 6x128/128, of tanh unless it says more."""
+    numbers, _, activation = shape.partition(" ")
+    layers, width, batch = map(int, re.split("[x/]", numbers))
+    network = {"num_layers": layers, "hidden_size": width, "activation": activation or "tanh", "weight_init": "Xavier"}
     rest = {"batch_size": batch, "weight_decay": 0, "epochs": epochs}
     return network | rest | {"optimizer": optimizer, "learning_rate": OPTIMIZERS[optimizer]}
 
@@ -177,6 +181,11 @@ def measure_epochs(options, add, progress):
     finally:
         for child in children.values():
             child.__exit__()
+
+
+def measure_selected(options, add, progress):
+    """Seconds per epoch of every peer for the shape and the optimiser of the selected configuration."""
+    measure_epochs(argparse.Namespace(**vars(options) | {"shapes": [SELECTED], "optimizers": ["adam"]}), add, progress)
 
 
 def check_losses(case, optimizer, number, losses):
@@ -243,7 +252,7 @@ GROWTH = [  # what grows, shape, images
 
 
 def measure_growth(options, add, progress):
-    """Time and memory against width, depth and number of images."""
+    """Time and memory against width, depth and number of images, and the time of the compiled steps."""
     for grows, shape, n in GROWTH:
         progress.set_description(f"{grows}: {shape}, {n:,} images")
         with Child("training", options.cores[0], {"config": settings(shape, epochs=3), "n": n}) as child:
@@ -253,14 +262,40 @@ def measure_growth(options, add, progress):
             add(f"{shape} {n}", grows, "seconds", seconds)
         for quantity in ("peak", "private"):
             add(f"{shape} {n}", grows, quantity, answer[quantity])
+        args = {"config": settings(shape, epochs=3), "n": n, "backend": "compiled"}
+        with Child("training", options.cores[0], args) as child:
+            child.ask()
+            for seconds in child.ask()["seconds"]:
+                add(f"{shape} {n}", grows, "seconds, compiled", seconds)
         progress.update()
+
+
+WHOLE = {  # what is measured with both backends, on all cores: the task and its name
+    "sweep_random": "the sweep `random.yaml`",
+    "grid_rows": "100 rows of the grid",
+    "five_seeds": "the selected configuration, 5 seeds",
+}
+
+
+def measure_backends(options, add, progress):
+    """Wall time of whole jobs with both backends, and the accuracies of five seeds."""
+    for task, name in WHOLE.items():
+        for backend in helpers.BACKENDS:
+            progress.set_description(f"{name}, {backend}")
+            with Child(task, args={"backend": backend}) as child:
+                child.ask()
+                for quantity, value in child.ask().items():
+                    add(task, backend, quantity, value)
+            progress.update()
 
 
 MEASURES = {
     "epochs": measure_epochs,
+    "selected": measure_selected,
     "costs": measure_costs,
     "processes": measure_processes,
     "growth": measure_growth,
+    "backends": measure_backends,
 }
 
 
@@ -268,9 +303,11 @@ def amount(options):
     """How many measurements the progress bar counts."""
     counts = {
         "epochs": len(options.optimizers) * len(options.shapes) * len(options.peers) * options.rounds,
+        "selected": len(options.peers) * options.rounds,
         "costs": 1 + 2 * len(ends(options.shapes)) * options.rounds,
         "processes": len(ends(options.shapes)) * options.rounds * min(2, len(options.cores)),
         "growth": len(GROWTH),
+        "backends": len(WHOLE) * len(helpers.BACKENDS),
     }
     return sum(counts[table] for table in options.tables)
 
@@ -292,10 +329,10 @@ class Results:
     def median(self, *where):
         return float(np.median(self.values(*where)))
 
-    def ratios(self, options, optimizer, name, base):
+    def ratios(self, options, optimizer, name, base, table="epochs"):
         """name's seconds over base's, shape by shape: the median of the rounds, each of which ran both in turn."""
         cases = [f"{shape} {optimizer}" for shape in options.shapes]
-        return np.array([np.median(self.values("epochs", c, name) / self.values("epochs", c, base)) for c in cases])
+        return np.array([np.median(self.values(table, c, name) / self.values(table, c, base)) for c in cases])
 
     def summary(self):
         """Median, smallest, largest and number of the measurements of each quantity."""
@@ -344,6 +381,11 @@ def report_epochs(results, options):
                 text += f"- {LABELS[pair[0]]} / {LABELS[pair[1]]}: {geometric_mean(values):.2f}"
                 more = f" (geometric mean over {len(values)} shapes; {min(values):.2f} to {max(values):.2f})"
                 text += (more if len(values) > 1 else "") + "\n"
+        for name in options.peers if "compiled" in options.peers else ():
+            if name in ("ours", "jax", "floor"):
+                values = results.ratios(options, optimizer, "compiled", name)
+                text += f"- {LABELS['compiled']} / {LABELS[name]}: {geometric_mean(values):.2f}"
+                text += f" (geometric mean over {len(values)} shapes; {min(values):.2f} to {max(values):.2f})\n"
         for note, pairs in NEAREST.items():
             if any((name, optimizer) in pairs for name in options.peers):
                 text += f"- {note}\n"
@@ -397,7 +439,7 @@ def report_growth(results, options):
     """The fourth: how time and memory grow with width, depth and the number of images."""
     text = "## How time and memory grow\n\nBatch 128, rmsprop; 10,000 images, or 6x128 and as many as said. The images,"
     text += " which all processes share, are in peak memory and not in private memory.\n\n"
-    header = ["parameters", "s per 10,000 images", "Gflop/s", "peak memory, MB", "private memory, MB"]
+    header = ["parameters", "s per 10,000 images", "compiled", "Gflop/s", "peak memory, MB", "private memory, MB"]
     for grows in dict.fromkeys(grows for grows, _, _ in GROWTH):
         rows = []
         for shape, n in [(shape, n) for what, shape, n in GROWTH if what == grows]:
@@ -407,13 +449,53 @@ def report_growth(results, options):
             sizes = [784, *helpers.Config(**settings(shape)).widths, 10]
             products = [n_in * n_out for n_in, n_out in zip(sizes, sizes[1:])]
             rate = 2 * n * (3 * sum(products) - products[0]) / seconds / 1e9  # there is no gradient of the images
-            each = map(number, (seconds / n * 1e4, rate, peak, private))
+            compiled = results.median("growth", f"{shape} {n}", grows, "seconds, compiled")
+            each = map(number, (seconds / n * 1e4, compiled / n * 1e4, rate, peak, private))
             rows.append([f"{n:,}" if grows == "images" else shape.split("/")[0], f"{parameters:,.0f}", *each])
         text += markdown([grows, *header], rows)
     return text
 
 
-REPORTS = {"epochs": report_epochs, "costs": report_costs, "processes": report_processes, "growth": report_growth}
+def report_selected(results, options):
+    """The selected configuration's shape: seconds per epoch of all peers, and what they are of ours, compiled."""
+    case = f"{SELECTED} adam"
+    seconds = [results.values("selected", case, name) for name in options.peers]
+    rows = [["seconds", *map(span, seconds)]]
+    if "compiled" in options.peers:
+        compiled = results.values("selected", case, "compiled")
+        rows.append(["of compiled", *(number(np.median(values / compiled)) for values in seconds)])
+    text = f"## The selected configuration\n\nSeconds per epoch as above; {SELECTED}, adam.\n\n"
+    return text + markdown(["", *(LABELS[name] for name in options.peers)], rows)
+
+
+def report_backends(results, options):
+    """Whole jobs with both backends, and whether the accuracies differ."""
+    rows = []
+    for task, name in WHOLE.items():
+        numpy, compiled = (results.median("backends", task, backend) for backend in helpers.BACKENDS)
+        rows.append([name, number(numpy), number(compiled), number(numpy / compiled)])
+    text = "## Whole jobs, both backends\n\nSeconds of the clock, on all cores, everything included.\n\n"
+    text += markdown(["job", *helpers.BACKENDS, "numpy / compiled"], rows)
+    names = [f"val_accuracy {seed}" for seed in range(5)]
+    each = [
+        np.array([results.median("backends", "five_seeds", backend, name) for name in names])
+        for backend in helpers.BACKENDS
+    ]
+    numpy, compiled = (f"{values.mean():.4f} ± {values.std(ddof=1):.4f}" for values in each)
+    difference = each[1] - each[0]
+    error = difference.std(ddof=1) / len(names) ** 0.5
+    text += f"val_accuracy of the selected configuration, 5 seeds: {numpy} with numpy, {compiled} compiled. Paired"
+    return text + f" difference {difference.mean():+.4f}, its standard error {error:.4f}.\n\n"
+
+
+REPORTS = {
+    "epochs": report_epochs,
+    "selected": report_selected,
+    "costs": report_costs,
+    "processes": report_processes,
+    "growth": report_growth,
+    "backends": report_backends,
+}
 
 
 def report(results, options):
