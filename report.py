@@ -1,12 +1,21 @@
 """Execute the notebook and export it: the PDF through pandoc and Typst, and one HTML file that needs no network.
 
 `python report.py` does it all; `jupyter nbconvert --to report.TypstPDFExporter assignment1.ipynb` makes the PDF alone.
+
+python report.py [NOTEBOOK]    default: assignment1.ipynb
+--no-execute      export the outputs that the notebook already has
+--profile NAME    REPORT_PROFILE for the cells: quick or full (default: full)
+--output-dir DIR  where the files and figures go (default: beside the notebook)
+--check           only compare the numbers in the text with the tables
+Exit status: 0 done, 1 a number in the text is not that of the tables, 2 something given or a file cannot be used, or a
+cell fails, 130 interrupted.
 """
 
-import argparse
-import contextlib
 import sys
 from pathlib import Path
+
+from helpers import InputError
+from lib.cli import Parser, answer
 
 
 def __getattr__(name):
@@ -25,49 +34,37 @@ def write(path, data):
 
 def parse(argv):
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(description="Execute the notebook; write it, its PDF, its HTML and its figures.")
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("notebook", nargs="?", type=Path, default=Path("assignment1.ipynb"))
-    parser.add_argument("--no-execute", action="store_true", help="export the outputs that the notebook already has")
-    parser.add_argument("--profile", choices=("quick", "full"), default="full", help="REPORT_PROFILE for the cells")
-    parser.add_argument("--output-dir", type=Path, help="where the files and figures go (default: beside the notebook)")
-    parser.add_argument("--check", action="store_true", help="only compare the numbers in the text with the tables")
+    parser.add_argument("--no-execute", action="store_true")
+    parser.add_argument("--profile", choices=("quick", "full"), default="full")
+    parser.add_argument("--output-dir", type=Path)
+    parser.add_argument("--check", action="store_true")
     return parser.parse_args(argv)
 
 
-def work(args):
-    """Make the report or check it; return the exit status."""
+def work(argv):
+    """Make the report, or check it; return what there is to say of it."""
+    args = parse(argv)
     from lib.export import make  # here, so that Ctrl-C while it is imported ends in a sentence, too
 
     notebook = make.read(args.notebook)
-    if not args.check:
-        make.make(notebook, args)
-        return 0
-    wrong = make.check(notebook, args.notebook.resolve().parent)
-    print("\n".join(wrong) or "every number in the text is that of the tables")
-    return 1 if wrong else 0
+    try:
+        if not args.check:
+            return make.make(notebook, args)
+        wrong = make.check(notebook, args.notebook.resolve().parent)
+    except (RuntimeError, ValueError) as error:  # a cell that fails; what cannot be set
+        raise InputError(str(error)) from None
+    if not wrong:
+        return "every number in the text is that of the tables"
+    print("\n".join(wrong))
+    return {"agrees": False, "wrong": len(wrong)}
 
 
 def main(argv=None):
-    """Execute the notebook, then write it, its PDF and its HTML; return the exit status.
-
-    0 done, 1 it cannot be made or a number is wrong, 2 what is given cannot be used, 130 interrupted.
-    """
-    args = parse(argv)
-    try:
-        status = work(args)
-        sys.stdout.flush()
-        return status
-    except (RuntimeError, OSError, ValueError) as error:
-        print(f"report.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print("report.py: interrupted; no file has changed", file=sys.stderr)
-        return 130
+    """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
+    return answer("report.py", __doc__, argv, work, "no file has changed")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the locale has no letters for
-    status = main()
-    with contextlib.suppress(OSError):
-        sys.stdout.close()  # what a full disk or a reader who has gone did not take is said already
-    sys.exit(status)
+    sys.exit(main())

@@ -141,7 +141,8 @@ def _print(program, text, kept=""):
     try:
         if sys.stdout is None:
             raise OSError(0, "it is closed")
-        print(text, flush=True)
+        encoding = sys.stdout.encoding  # a path may hold what the locale has no letters for
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
         return 0
     except OSError as error:
         say(f"standard output cannot be written: {error.strerror}{kept}", program)

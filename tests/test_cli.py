@@ -18,7 +18,7 @@ from helpers import InputError
 from lib import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ["train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "wandb_report.py"]
+PROGRAMS = ["train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "report.py", "wandb_report.py"]
 
 
 @pytest.fixture

@@ -399,7 +399,7 @@ def test_a_failing_cell_is_named_and_nothing_is_written(tmp_path, capfd):
     cells = [cell("x = 1"), new_markdown_cell("text"), cell("y = x\nraise ValueError(f'no {y}')"), cell("z = 3")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "bad.ipynb")
     before = (tmp_path / "bad.ipynb").read_bytes()
-    assert report.main([str(tmp_path / "bad.ipynb")]) == 1
+    assert report.main([str(tmp_path / "bad.ipynb")]) == 2
     out, err = capfd.readouterr()
     assert err.splitlines()[-1] == "report.py: code cell 2 failed (y = x): ValueError: no 1" and "Traceback" not in err
     assert out == "" and os.listdir(tmp_path) == ["bad.ipynb"] and (tmp_path / "bad.ipynb").read_bytes() == before
@@ -480,7 +480,7 @@ def test_a_full_disk_leaves_all_files_as_they_were(tmp_path, monkeypatch):
     limit = "ulimit -f 8; trap '' XFSZ; exec \"$@\""
     command = ["bash", "-c", limit, "bash", sys.executable, str(ROOT / "report.py"), str(notebook), "--no-execute"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and re.fullmatch(
+    assert done.returncode == 2 and re.fullmatch(
         r"report\.py: .*n\.\w+ cannot be written: File too large; .*\n", done.stderr
     )
     assert {name: (tmp_path / name).read_text() for name in old} == old
@@ -495,7 +495,7 @@ def test_what_standard_output_does_not_take_is_one_sentence(tmp_path, output):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = ["bash", "-c", line, sys.executable, str(ROOT / "report.py"), str(notebook)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
-    assert done.stdout == "1\n" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == "2\n" and len(done.stderr.splitlines()) == 1, done.stderr
     assert (tmp_path / "n.pdf").exists()
 
 
@@ -546,7 +546,7 @@ def test_check_compares_the_text_with_the_tables(tmp_path, capsys):
     assert "cell 2 says 0.8913, but accuracy() is 0.8927\ncell 2 says 89.1 %, but" in capsys.readouterr().out
     assert notebook.read_bytes() == before
     cells[2].source = "0.1<!--= later -->"
-    assert report.main([str(write_notebook(notebook, *cells)), "--check"]) == 1
+    assert report.main([str(write_notebook(notebook, *cells)), "--check"]) == 2
     assert "report.py: cell 2: later fails: NameError" in capsys.readouterr().err
 
 

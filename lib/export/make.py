@@ -77,7 +77,7 @@ def export(nb, folder, stem, figures):
 
 
 def make(nb, args):
-    """Execute the notebook if asked to, export it and write all files."""
+    """Execute the notebook if asked to, export it and write all files; return which, their sizes and times."""
     folder = args.notebook.resolve().parent
     output = args.output_dir or args.notebook.parent
     output.mkdir(parents=True, exist_ok=True)
@@ -91,5 +91,5 @@ def make(nb, args):
         files = {output / (args.notebook.stem + suffix): data for suffix, (data, _) in made.items()}
         drawn = {path: path.read_bytes() for path in Path(scratch).rglob("*") if path.is_file()}
         write_all(files | {output / "figures" / path.relative_to(scratch): data for path, data in drawn.items()})
-    for (path, data), (_, seconds) in zip(files.items(), made.values()):
-        print(f"{path}  {len(data) / 1e6:.2f} MB  {seconds:.1f} s")
+    sizes = zip(files.items(), made.values())
+    return "\n".join(f"{path}  {len(data) / 1e6:.2f} MB  {seconds:.1f} s" for (path, data), (_, seconds) in sizes)
