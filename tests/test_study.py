@@ -185,7 +185,10 @@ def test_what_is_trained_on_the_digits_are_the_best_trials_of_the_sweeps():
     bayes, random = (sweep.load_results(name) for name in ("bayes", "random"))
     narrow = bayes[bayes.hidden_size == 128]
     best = [lib.tables.config_of(table.nlargest(1, "best_val_accuracy").iloc[0]) for table in (narrow, random)]
-    assert [replace(config, epochs=20) for config in best] == [lib.studies.DIGITS["B"], lib.studies.DIGITS["C"]]
+    assert [replace(config, epochs=20, dataset="mnist") for config in best] == [
+        lib.studies.DIGITS["B"],
+        lib.studies.DIGITS["C"],
+    ]
 
 
 @pytest.mark.parametrize("name", STUDIES)
