@@ -1,11 +1,15 @@
 """The ledger of a sweep and its workers: who owns a trial, who is alive, what a storage may be, and what is suggested."""
 
+# ruff: noqa: F811 (fixtures that are imported are arguments, too)
+
 import json
 import math
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from test_sweep import (  # noqa: F401
     alone,
     begin,
     definition,
-    finished,
+    postgres,
     process,
     started,
     tiny,
@@ -31,6 +35,7 @@ from test_sweep import (  # noqa: F401
     until,
     write,
 )
+from test_sweep import workers as workers_of
 
 import lib.bayes
 import lib.ledger
@@ -46,7 +51,7 @@ ELSEWHERE = {"node": "elsewhere", "place": "elsewhere"}
 
 
 @pytest.fixture
-def ledger(write):  # noqa: F811
+def ledger(write):
     """A new sweep of three trials at most, with hyperband, on a storage of its own."""
     given = definition(run_cap=3, early_terminate={"type": "hyperband", "min_iter": 2})
     return begin(write(given))
@@ -324,7 +329,7 @@ def test_a_value_that_is_not_finite_is_no_best_one(ledger):
     assert ledger.study.best_value == 0.1
 
 
-def test_hyperband_ends_what_is_not_in_the_best_third_by_the_rule_of_wandb(write):  # noqa: F811
+def test_hyperband_ends_what_is_not_in_the_best_third_by_the_rule_of_wandb(write):
     given = definition(run_cap=9, early_terminate={"type": "hyperband", "min_iter": 2})
     ledger = begin(write(given))
     values, ended = [0.5, 0.4, 0.6, 0.55, 0.3, 0.7, 0.58], []
@@ -339,14 +344,14 @@ def test_hyperband_ends_what_is_not_in_the_best_third_by_the_rule_of_wandb(write
     assert ended == [False, True, False, False, True, False, False]
 
 
-def test_hyperband_ends_nothing_in_its_last_epoch(write):  # noqa: F811
+def test_hyperband_ends_nothing_in_its_last_epoch(write):
     ledger = begin(write(definition(early_terminate={"type": "hyperband", "min_iter": 3})))  # of 3 epochs
     for value in (0.9, 0.8, 0.1):
         assert ledger.verdict(ledger.claim(), {"epoch": 3, "val_accuracy": value}) is None
     assert not any(one.intermediate_values for one in ledger.trials())
 
 
-def test_a_metric_that_is_to_be_low(write):  # noqa: F811
+def test_a_metric_that_is_to_be_low(write):
     given = definition(
         method="bayes", metric={"name": "val_loss"}, early_terminate={"type": "hyperband", "min_iter": 1}
     )
@@ -391,7 +396,7 @@ def made_up(given, count, seed=0):
 
 
 @pytest.mark.parametrize("goal", ["maximize", "minimize"])
-def test_bayes_suggests_what_optuna_suggests(goal, write):  # noqa: F811
+def test_bayes_suggests_what_optuna_suggests(goal, write):
     """The plain way copies the history into a study, and asks it."""
     metric = {"name": "val_accuracy", "goal": goal}
     given = lib.sweepfile.read_sweep(write(definition(method="bayes", metric=metric, parameters=SPACE)))
@@ -411,7 +416,7 @@ def test_bayes_suggests_what_optuna_suggests(goal, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("goal, best", [("maximize", 0.9), ("minimize", 0.1)])
-def test_bayes_looks_for_what_the_goal_says(goal, best, write):  # noqa: F811
+def test_bayes_looks_for_what_the_goal_says(goal, best, write):
     """The value is the momentum itself."""
     metric = {"name": "val_loss", "goal": goal}
     given = definition(method="bayes", metric=metric, parameters={"momentum": SPACE["momentum"]}, run_cap=40)
@@ -435,7 +440,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("changes, seed, key", CHANGES)
-def test_only_the_same_sweep_is_gone_on_with(changes, seed, key, write):  # noqa: F811
+def test_only_the_same_sweep_is_gone_on_with(changes, seed, key, write):
     begin(write(definition()))
     path = write(definition(**changes))
     if key:
@@ -447,7 +452,7 @@ def test_only_the_same_sweep_is_gone_on_with(changes, seed, key, write):  # noqa
 
 
 @pytest.mark.parametrize("folder", ["what?", "a%20b", "{x}", "a#b&c=d", "with space", "é"])
-def test_a_folder_of_any_name_keeps_its_storage_in_itself(folder, write):  # noqa: F811
+def test_a_folder_of_any_name_keeps_its_storage_in_itself(folder, write):
     given = lib.sweepfile.read_sweep(write(definition()))
     before = {*Path().iterdir()}
     storage = sweep._default_storage(folder)
@@ -472,7 +477,7 @@ BAD_URLS = [
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_an_address_that_cannot_be_meant_is_refused(url, write):  # noqa: F811
+def test_an_address_that_cannot_be_meant_is_refused(url, write):
     with pytest.raises(InputError, match="^--storage cannot be used: .*; allowed: sqlite:///FILE"):
         lib.ledger.Ledger(url, "small", lib.sweepfile.read_sweep(write(definition())))
 
@@ -584,7 +589,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("spoil", FOREIGN, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("how", ["go on", "look"])
-def test_a_storage_that_is_damaged_or_not_ours_is_named_and_nothing_is_written_into_it(spoil, how, write, capsys):  # noqa: F811
+def test_a_storage_that_is_damaged_or_not_ours_is_named_and_nothing_is_written_into_it(spoil, how, write, capsys):
     path = write(definition())
     spoil("f.db")
     before = Path("f.db").read_bytes()
@@ -610,7 +615,7 @@ def test_a_storage_whose_making_was_interrupted_is_completed():
     sweep_of("empty.db")
 
 
-def test_a_storage_of_an_older_version_is_gone_on_with(write):  # noqa: F811
+def test_a_storage_of_an_older_version_is_gone_on_with(write):
     """Its trials have no checksum and no sign of life; an owner has no place."""
     given = lib.sweepfile.read_sweep(write(definition(run_cap=3)))
     study = optuna.create_study(study_name="small", storage="sqlite:///optuna.db", direction="maximize")
@@ -636,3 +641,121 @@ def test_a_trial_is_read_once_it_is_finished(ledger, monkeypatch):
     monkeypatch.setattr(lib.rows, "_trial", lambda row, *parts: read.append(row.number) or real(row, *parts))
     ledger.trials()
     assert read == [2]  # the running one
+
+
+# ------------------------------------------------------------------------------------------------ locks and their queues
+
+
+def in_processes(count, code, **options):
+    """So many processes that run the same code, with the project on their path."""
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; " + code
+    return [subprocess.Popen([sys.executable, "-c", code], text=True, **options) for _ in range(count)]
+
+
+def test_many_processes_wait_in_a_queue_without_an_error(write, monkeypatch):
+    """They begin on one new storage; SQLite's own patience is a hundredth of a second here."""
+    write(definition(run_cap=40))
+    code = """
+import lib.storage, lib.sweepfile, lib.ledger, time
+lib.storage.OPTIONS["sqlite"]["connect_args"]["timeout"] = 0.01
+given = lib.sweepfile.read_sweep("small.yaml")
+ledger = lib.ledger.Ledger("sqlite:///optuna.db", "small", given)
+about = {"state": "complete", "val_accuracy": 0.5}
+while trial := ledger.claim():
+    ledger.beat(trial)
+    ledger.finish(trial, about)
+    print(trial.number)
+"""
+    team = in_processes(6, f"exec({code!r})", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = [one.communicate(timeout=200) for one in team]
+    assert [one.returncode for one in team] == [0] * 6, said
+    assert sorted(int(number) for out, _ in said for number in out.split()) == list(range(40))
+
+
+def test_a_sweep_waits_for_its_own_lock_and_no_others(write):
+    ledger, again = begin(write(definition())), begin(write(definition()))
+    other = begin(write(definition(), "other"))
+    claimed = []
+    thread = threading.Thread(target=lambda: claimed.append(again.claim()), daemon=True)
+    with ledger.alone():
+        thread.start()
+        assert other.claim().number == 0
+        thread.join(0.5)
+        assert not claimed
+    thread.join(20)
+    assert claimed[0].number == 0
+
+
+def test_a_waiting_worker_has_one_connection_to_a_server(postgres, write):
+    given = lib.sweepfile.read_sweep(write(definition()))
+    ledger = lib.ledger.Ledger(postgres, "small", given)
+    code = f"import lib.ledger; l = lib.ledger.Ledger({postgres!r}, 'small'); print(1, flush=True); print(l.claim().number)"
+    with ledger.alone():
+        team = in_processes(3, code, stdout=subprocess.PIPE)
+        assert [one.stdout.readline() for one in team] == ["1\n"] * 3
+        count = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+        waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        engine = sqlalchemy.create_engine(postgres, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            ours = 2  # the one that holds the lock, and this one
+            until(lambda: connection.execute(waiting).scalar() == 3)
+            assert connection.execute(count).scalar() == ours + 3
+            other = lib.ledger.Ledger(
+                postgres, "other", lib.sweepfile.check_sweep({**given.definition, "name": "other"})
+            )
+            assert other.claim().number == 0  # another sweep does not wait
+    assert sorted(int(one.communicate(timeout=60)[0]) for one in team) == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------- supervise
+
+
+def test_so_many_workers_as_asked_for_are_at_work(write):
+    with started(write(definition(run_cap=40, parameters=SLOW)), "--workers", "3") as running:
+        team = until(lambda: len(found := workers_of(running)) >= 3 and found)
+        owners = until(lambda: len(found := {one.user_attrs["owner"]["pid"] for one in trials()}) >= 3 and found)
+        time.sleep(0.5)
+        assert len(workers_of(running)) == 3 and owners == {one.pid for one in team}
+
+
+def test_wall_time_is_that_of_all_sessions(write):
+    ledger = begin(write(definition()))
+    for key, seconds in {"session a": 2.5, "session b": 4.0}.items():
+        ledger.note_session(key, {"machine": "m", "workers": 2, "seconds": seconds})
+    ledger.note_session("session b", {"machine": "m", "workers": 2, "seconds": 5.0})  # it went on
+    about = ledger.table().attrs
+    assert about["wall_seconds"] == 7.5 and [one["seconds"] for one in about["sessions"]] == [2.5, 5.0]
+
+
+def test_two_sessions_are_both_in_the_table(write):
+    path = write(definition())
+    for count in ("2", "4"):
+        assert process(path, "--workers", "1", "--count", count)[0] == 0
+    sessions = sweep.load_results("small", folder=".").attrs["sessions"]
+    assert len(sessions) == 2 and all(one["workers"] == 1 and one["seconds"] > 0 for one in sessions)
+
+
+def test_a_trial_that_kills_its_workers_has_failed_after_so_many_deaths(write, monkeypatch):
+    """Its parent lives, and counts; each death is that of another worker."""
+    monkeypatch.setattr(lib.ledger, "ATTEMPTS", 2)
+    given = lib.sweepfile.read_sweep(write(definition(run_cap=2)))
+    ledger = lib.ledger.Ledger("sqlite:///optuna.db", "small", given)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}")
+    lib.workers.supervise(ledger, 1, "sqlite:///optuna.db", "small", "disabled", no_images, dies)
+    table = ledger.table()
+    assert list(table.state) == ["failed", "complete"] and "2 processes have died of it" in table.stopped[0]
+    assert [one.user_attrs.get("deaths") for one in ledger.trials()] == [2, None]
+
+
+def no_images(name):
+    """Load nothing."""
+
+
+def dies(config, data, on_epoch, **about):
+    """Train the first trial to death, and the others in no time."""
+    (running,) = [one for one in trials() if one.state == TrialState.RUNNING]
+    if running.number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for epoch in range(1, config.epochs + 1):
+        on_epoch({"epoch": epoch, **dict.fromkeys(lib.workers.METRICS, 0.5)})
+    return dict.fromkeys(lib.tables.RESULTS, 0.5)
