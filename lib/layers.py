@@ -61,12 +61,12 @@ class Layer:
 def channel_sums(x, y=None):
     """Sum x, or x * y, both (batch, ..., channels), over all axes but the last: float64 (channels,).
 
-    A large sum in float32, one number after another, loses three digits. So each image is summed on its own, which is
-    short, and the images are added up in float64.
+    A long sum in float32, one number after another, loses three digits. So each line of an image is summed on its own,
+    which is short, and the lines are added up in float64.
     """
-    x = x.reshape(len(x), -1, x.shape[-1])
-    of_images = np.einsum("nic->nc", x) if y is None else np.einsum("nic,nic->nc", x, y.reshape(x.shape))
-    return of_images.sum(axis=0, dtype=np.float64)
+    x = x.reshape(-1, x.shape[-2] if x.ndim > 2 else 1, x.shape[-1])
+    lines = np.einsum("lic->lc", x) if y is None else np.einsum("lic,lic->lc", x, y.reshape(x.shape))
+    return lines.sum(axis=0, dtype=np.float64)
 
 
 class Dense(Layer):
