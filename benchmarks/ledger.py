@@ -103,6 +103,7 @@ def measure(ledger, workers, seconds, kill, *args):
 
 
 def main():
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--finished", type=int, default=5000)
     parser.add_argument("--workers", type=int, default=16)
