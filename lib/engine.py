@@ -13,10 +13,10 @@ import math
 import os
 import tempfile
 import warnings
+from collections import namedtuple
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -38,17 +38,8 @@ except ImportError:
 
 # ------------------------------------------------------------------------------------------------------------- compiler
 
-
-class Settings(NamedTuple):
-    """The numbers of a Config that optimisers use, under their names there."""
-
-    learning_rate: float
-    momentum: float
-    beta: float
-    beta1: float
-    beta2: float
-    epsilon: float
-
+# the numbers of a Config that optimisers use, under their names there
+Settings = namedtuple("Settings", "learning_rate momentum beta beta1 beta2 epsilon")
 
 VECTOR = float32[::1]
 MATRIX = float32[:, ::1]  # (batch, width), or W (n_in, n_out)
@@ -140,10 +131,10 @@ def product(A, op_A, B, op_B, beta, C):
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
-# A pair each: f works in place on z; its derivative, from a = f(z), is multiplied into delta.
+# A pair each: f works in place on z; its derivative, from a = f(z), is multiplied into delta. All come as vectors.
 
-ACTIVATION = void(MATRIX)
-DERIVATIVE = void(MATRIX, MATRIX)
+ACTIVATION = void(VECTOR)
+DERIVATIVE = void(VECTOR, VECTOR)
 
 
 @compiled(float32(float32))
@@ -181,7 +172,6 @@ def identity_derivative(a, delta):
 @compiled(ACTIVATION)
 def sigmoid(z):
     """f(z) = 1 / (1 + exp(-z)) = (1 + tanh(z/2)) / 2."""
-    z = z.reshape(z.size)
     for i in range(z.size):
         z[i] = float32(0.5) + float32(0.5) * tanh_of(float32(0.5) * z[i])
 
@@ -189,7 +179,6 @@ def sigmoid(z):
 @compiled(DERIVATIVE)
 def sigmoid_derivative(a, delta):
     """f'(z) = a (1 - a)."""
-    a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
         delta[i] *= a[i] * (ONE - a[i])
 
@@ -197,7 +186,6 @@ def sigmoid_derivative(a, delta):
 @compiled(ACTIVATION)
 def tanh(z):
     """f(z) = tanh(z)."""
-    z = z.reshape(z.size)
     for i in range(z.size):
         z[i] = tanh_of(z[i])
 
@@ -205,7 +193,6 @@ def tanh(z):
 @compiled(DERIVATIVE)
 def tanh_derivative(a, delta):
     """f'(z) = 1 - a^2."""
-    a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
         delta[i] *= ONE - a[i] * a[i]
 
@@ -213,7 +200,6 @@ def tanh_derivative(a, delta):
 @compiled(ACTIVATION)
 def relu(z):
     """f(z) = max(0, z)."""
-    z = z.reshape(z.size)
     for i in range(z.size):
         z[i] = ZERO if z[i] < ZERO else z[i]  # NaN stays NaN
 
@@ -221,7 +207,6 @@ def relu(z):
 @compiled(DERIVATIVE)
 def relu_derivative(a, delta):
     """f'(z) = 1 if a > 0, else 0."""
-    a, delta = a.reshape(a.size), delta.reshape(a.size)
     for i in range(a.size):
         delta[i] *= float32(a[i] > ZERO)
 
@@ -464,7 +449,7 @@ def take_steps(f, derivative, loss, step, theta, g, first, second, sizes, c, dec
             fill_rows(b[l], a[l + 1])
             product(a[l], PLAIN, W[l], PLAIN, 1, a[l + 1])
             if l + 1 < L:
-                f(a[l + 1])
+                f(a[l + 1].reshape(-1))
         right += count_right(a[L], y)
         J = loss(a[L], y)
         total += J * y.size
@@ -478,7 +463,7 @@ def take_steps(f, derivative, loss, step, theta, g, first, second, sizes, c, dec
             sum_rows(deltas[l + 1], db[l])
             if l > 0:
                 product(deltas[l + 1], PLAIN, W[l], TRANSPOSED, 0, deltas[l])
-                derivative(a[l], deltas[l])
+                derivative(a[l].reshape(-1), deltas[l].reshape(-1))
         t += 1
         step(theta, g, first, second, c, t)
     return total, right, J
