@@ -118,7 +118,7 @@ WORDS = {"train": "training", "val": "validation", "init": "initialisation"}
 
 def sample_grid(images, labels, class_names):
     """Draw the first image (784,) of each class among `images`, in a grid of two rows."""
-    figure, axes = plt.subplots(2, 5, figsize=(WIDTH, 3.3), layout="constrained")
+    figure, axes = plt.subplots(2, 5, figsize=(WIDTH, 2.5), layout="constrained")
     for k, (ax, name) in enumerate(zip(axes.flat, class_names, strict=True)):
         first = np.flatnonzero(labels == k)[0]
         ax.imshow(images[first].reshape(28, 28), cmap="gray_r")
@@ -130,7 +130,7 @@ def sample_grid(images, labels, class_names):
 
 def network(sizes, shown=6):
     """Draw a network of these widths: a column of neurons for each layer, all joined, with the shapes of its arrays."""
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.2), layout="constrained")
     heights = [_column(size, shown) for size in sizes]
     for l, (left, right) in enumerate(zip(heights, heights[1:], strict=False)):
         for y in left:
@@ -179,7 +179,7 @@ def weights(W, count=24):
 def ravine(paths, curvature):
     """Draw each path (steps + 1, 2) of {title: path} on the level lines of J = sum of curvature * theta^2 / 2."""
     figure, axes = plt.subplots(
-        2, -(-len(paths) // 2), figsize=(WIDTH, 3.6), layout="constrained", sharex=True, sharey=True, squeeze=False
+        2, -(-len(paths) // 2), figsize=(WIDTH, 3.1), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     x, y = np.meshgrid(np.linspace(-4.6, 1.8, 120), np.linspace(-2, 2, 80))
     for j, (ax, (title, path)) in enumerate(zip(axes.flat, paths.items(), strict=True)):
@@ -198,7 +198,7 @@ def ravine(paths, curvature):
 
 def signal(profiles, titles):
     """Draw how a signal fares through depth. profiles: {(weight_init, activation): a list by layer per panel}."""
-    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 2.6), layout="constrained")
     inits, activations = (list(dict.fromkeys(names)) for names in zip(*profiles, strict=True))
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for (init, activation), values in profiles.items():
@@ -218,7 +218,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
     """
     columns = min(len(metrics), 3 if len(metrics) != 4 else 2)
     lines = -(-len(metrics) // columns)
-    size = (WIDTH, 2.8 if lines == 1 else 2.1 * lines)
+    size = (WIDTH, 2.3 if lines == 1 else 1.75 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
     for ax, metric in zip(axes.flat, metrics, strict=True):
         for j, (name, runs) in enumerate(histories.items()):
@@ -241,7 +241,7 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
 def confusion_matrix(counts, class_names):
     """Draw counts[i, j], the images of class i taken for j: per cent of the row, its colour, and the count."""
     share = counts / counts.sum(axis=1, keepdims=True)
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.1), layout="constrained")
     ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")  # the root makes rare confusions visible
     for (i, j), count in np.ndenumerate(counts):
         if count:
@@ -257,7 +257,7 @@ def confusion_matrix(counts, class_names):
 
 def image_rows(groups, n=8):
     """Draw the first n images of each group in a row. groups: {label: images (any number, 784)}."""
-    figure, axes = plt.subplots(len(groups), n, figsize=(WIDTH, 0.78 * len(groups) + 0.3), layout="constrained")
+    figure, axes = plt.subplots(len(groups), n, figsize=(WIDTH, 0.62 * len(groups) + 0.2), layout="constrained")
     for row, (label, images) in zip(axes, groups.items(), strict=True):
         for ax in row:
             ax.axis("off")
@@ -269,7 +269,7 @@ def image_rows(groups, n=8):
 
 def loss_gradients(p, force):
     """Draw force, {loss: |dL/dz| of each image}, against p, the probability of its true class."""
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.3), layout="constrained")
     for j, (name, size) in enumerate(force.items()):
         ax.plot(p, size, MARKERS[j], color=COLORS[j], markersize=2, alpha=0.4, label=name, rasterized=True)
     ax.set(xlabel="probability given to the true class", ylabel="size of the gradient", xlim=(-0.01, 1.01))
@@ -369,7 +369,7 @@ def _by_accuracy(table):
 def sweep_curves(tables, metrics=("train_accuracy", "val_accuracy", "train_loss"), low=0.6):
     """Draw all runs of each sweep ({name: table}) in a row of panels; one scale of colour, of best_val_accuracy."""
     figure, axes = plt.subplots(
-        len(tables), len(metrics), figsize=(WIDTH, 2.05 * len(tables)), layout="constrained", sharex="row"
+        len(tables), len(metrics), figsize=(WIDTH, 1.75 * len(tables)), layout="constrained", sharex="row"
     )
     norm = Normalize(low, max(table.best_val_accuracy.max() for table in tables.values()), clip=True)
     for row, (name, table) in zip(axes, tables.items(), strict=True):
@@ -393,7 +393,7 @@ def created(tables, floor=0.8):
 
     Runs below `floor` lie on the lower edge; the title has their number.
     """
-    figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.9), layout="constrained", sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 2.3), layout="constrained", sharey=True, squeeze=False)
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
         table = table.sort_values("created")
         minutes = (table.created - table.created.min()).dt.total_seconds() / 60
@@ -450,7 +450,7 @@ def parallel_coordinates(table, parameters):
     not finite) are dotted, and end below the axis.
     """
     table, norm = _by_accuracy(table)
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     accuracy = table.best_val_accuracy
     columns = [_axis(ax, i, table[name], accuracy) for i, name in enumerate(parameters)]
     columns.append(_accuracy_axis(ax, len(parameters), accuracy))
@@ -497,7 +497,7 @@ def importance(tables, chance):
     chance: {sweep: the size below which correlations of unrelated runs lie}, drawn as a band.
     """
     figure, axes = plt.subplots(
-        len(tables), 2, figsize=(WIDTH, 2.9 * len(tables)), layout="constrained", width_ratios=[1, 1.1], squeeze=False
+        len(tables), 2, figsize=(WIDTH, 2.5 * len(tables)), layout="constrained", width_ratios=[1, 1.1], squeeze=False
     )
     for (left, right), (name, table) in zip(axes, tables.items(), strict=True):
         whole = table.dropna(subset="importance").sort_values("importance")

