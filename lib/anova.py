@@ -172,8 +172,8 @@ def importance(table, metric="best_val_accuracy", seeds=range(3)):
 
 
 def _choice(distribution, value):
-    """Return a value as its distribution has it: 0 for a table's 0.0, "256,128" for the widths of layers."""
-    value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    """Return a value as its distribution has it: 0 for a table's 0.0, "[256, 128]" for the widths of layers."""
+    value = str(list(value)) if isinstance(value, tuple) else value
     return next((choice for choice in getattr(distribution, "choices", []) if choice == value), value)
 
 
