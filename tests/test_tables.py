@@ -413,7 +413,7 @@ def test_what_is_younger_than_a_table_has_its_default(stored, tmp_path):
     code = """
 import json
 from dataclasses import replace
-import grid, study, sweep, lib.tables
+import grid, helpers, study, sweep, lib.tables
 from lib.anova import load_grid
 from lib.dataset import load_dataset
 for name in ("bayes", "random"):
@@ -426,7 +426,7 @@ quick = quick[quick.batch_size == 128].nsmallest(1, "seconds").number.iloc[0]
 done = load_grid()
 done = done[(done.state == "pruned") & (done.batch_size == 64)].nsmallest(1, "seconds").number.iloc[0]
 again = [sweep.rerun("random", int(quick)), grid.rerun(int(done))]
-first = study.Config(num_layers=0, batch_size=2000, epochs=1)
+first = helpers.Config(num_layers=0, batch_size=2000, epochs=1)
 study.study("deep", [first], store=True)
 again.append(study.rerun("deep", 5))
 assert "val_margin" in again[0]["now"] and again[0]["then"]["val_margin"] is None and again[2]["then"]["val_margin"] < 0
