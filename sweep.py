@@ -80,17 +80,21 @@ def run(
             raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         table = _run_on_wandb(sweep)
     else:
-        mode = os.environ.get("WANDB_MODE") or ("disabled" if is_disabled() else "offline")
-        one_of("WANDB_MODE", mode, MODES)
-        for name in choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
-            load(name)  # what is missing is said now, and what is not decoded yet is decoded once
-        storage = storage or _default_storage(folder)
-        with errors_as_sentences():
-            ledger = Ledger(storage, sweep.name, sweep, seed)
-            supervise(ledger, workers or os.cpu_count(), storage, sweep.name, mode, load, train)
-            table = ledger.table()
+        table = _run_here(sweep, workers or os.cpu_count(), storage or _default_storage(folder), seed, load, train)
     _export(table, Path(folder), sweep.name)
     return table
+
+
+def _run_here(sweep, workers, storage, seed, load, train):
+    """Train the sweep's trials on this machine, side by side, until all are finished; return their table."""
+    mode = os.environ.get("WANDB_MODE") or ("disabled" if is_disabled() else "offline")
+    one_of("WANDB_MODE", mode, MODES)
+    for name in choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
+        load(name)  # what is missing is said now, and what is not decoded yet is decoded once
+    with errors_as_sentences():
+        ledger = Ledger(storage, sweep.name, sweep, seed)
+        supervise(ledger, workers, storage, sweep.name, mode, load, train)
+        return ledger.table()
 
 
 def _default_storage(folder):

@@ -16,10 +16,9 @@ from uuid import uuid4
 
 from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy.exc import SQLAlchemyError
-from tqdm import tqdm
 
 from helpers import METRICS, InputError
-from lib.cli import say
+from lib.cli import progress, say
 from lib.ledger import Ledger, _me, errors_as_sentences
 from lib.tables import FIELDS, failure, machine
 from lib.tracking import train_and_log
@@ -107,7 +106,7 @@ def supervise(ledger, workers, *args):
     ledger.bury(died=False)  # what an earlier call in this process may have left
     shown = {trial.number for trial in ledger.trials(finished=True)}
     count, team, dead = ledger.sweep.count, [], 0
-    with tqdm(total=count, initial=len(shown), unit="trial", disable=None) as bar:
+    with progress(count, "trial", initial=len(shown)) as bar:
         try:
             while len(shown) < count:
                 dead += _bury(ledger, team)
