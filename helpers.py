@@ -186,7 +186,7 @@ class Network:
         rng = rng or np.random.default_rng()
         for W in self.W:
             W[:] = draw(rng, *W.shape)
-        self._memory = []  # a, delta, f' of each layer, and ones, for the longest batch so far
+        self._buffers = []  # a, delta, f' of each layer, and ones, for the longest batch so far
         self._use(1)
 
     def parts(self, vector):
@@ -199,10 +199,10 @@ class Network:
 
     def _use(self, n):
         """Take the first n rows of the arrays in memory: a, delta and f' of each layer, and a column of ones."""
-        if not self._memory or n > len(self._memory[3][0]):
+        if not self._buffers or n > len(self._buffers[3][0]):
             groups = [self.sizes[:-1]] * 3 + [[1]]
-            self._memory = [[np.ones((n, width), self.theta.dtype) for width in group] for group in groups]
-        self.a, self._delta, self._slope, (ones,) = [[one[:n] for one in group] for group in self._memory]
+            self._buffers = [[np.ones((n, width), self.theta.dtype) for width in group] for group in groups]
+        self.a, self._delta, self._slope, (ones,) = [[one[:n] for one in group] for group in self._buffers]
         self._ones = ones[:, 0]
 
     def forward(self, x):

@@ -277,10 +277,10 @@ def test_memory_is_bounded_by_the_longest_batch():
     network = Network([784, 64, 64, 10])
     images = np.zeros((300, 784), np.uint8)
     network.predict(images)
-    held = {id(array) for group in network._memory for array in group}
+    held = {id(array) for group in network._buffers for array in group}
     for n in range(1, 301):
         network.predict(images[:n])
-    assert {id(array) for group in network._memory for array in group} == held
+    assert {id(array) for group in network._buffers for array in group} == held
 
 
 def test_a_batch_gives_the_same_bits_whatever_came_before(small):
