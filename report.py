@@ -7,8 +7,8 @@ python report.py [NOTEBOOK]    default: assignment1.ipynb
 --profile NAME    REPORT_PROFILE for the cells: quick or full (default: full)
 --output-dir DIR  where the files and figures go (default: beside the notebook)
 --check           only compare the numbers in the text with the tables
-Exit status: 0 done, 1 a number in the text is not that of the tables, 2 something given or a file cannot be used, or a
-cell fails, 130 interrupted.
+Exit status: 0 done, 1 the report is not made (a cell fails, the disk is full) or a number in its text is not that of
+the tables, 2 something given cannot be used, 130 interrupted.
 """
 
 import sys
@@ -16,6 +16,12 @@ from pathlib import Path
 
 from helpers import InputError
 from lib.cli import Parser, answer
+
+
+class NotMade(InputError):
+    """Everything given can be used, and yet there is no report."""
+
+    status = 1
 
 
 def __getattr__(name):
@@ -53,8 +59,8 @@ def work(argv):
         if not args.check:
             return make.make(notebook, args)
         wrong = make.check(notebook, args.notebook.resolve().parent)
-    except (RuntimeError, ValueError) as error:  # a cell that fails; what cannot be set
-        raise InputError(str(error)) from None
+    except RuntimeError as error:  # a cell or a value that fails; what cannot be set; a full disk
+        raise (InputError if args.check else NotMade)(str(error)) from None
     if not wrong:
         return "every number in the text is that of the tables"
     print("\n".join(wrong))

@@ -124,7 +124,7 @@ def answer(program, help, argv, work, interrupted="the same command goes on from
     except (InputError, OSError, MemoryError) as error:
         sentence = str(error) or "there is not enough memory"
         say(sentence if len(sentence) < 2000 else f"{sentence[:1000]} ... {sentence[-500:]}", program)
-        outcome, status = getattr(error, "result", None), 2
+        outcome, status = getattr(error, "result", None), getattr(error, "status", 2)
     except Exception:
         with suppress(OSError):
             traceback.print_exc()

@@ -398,7 +398,7 @@ def test_a_failing_cell_is_named_and_nothing_is_written(tmp_path, capfd):
     cells = [cell("x = 1"), new_markdown_cell("text"), cell("y = x\nraise ValueError(f'no {y}')"), cell("z = 3")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "bad.ipynb")
     before = (tmp_path / "bad.ipynb").read_bytes()
-    assert report.main([str(tmp_path / "bad.ipynb")]) == 2
+    assert report.main([str(tmp_path / "bad.ipynb")]) == 1
     out, err = capfd.readouterr()
     assert err.splitlines()[-1] == "report.py: code cell 2 failed (y = x): ValueError: no 1" and "Traceback" not in err
     assert out == "" and os.listdir(tmp_path) == ["bad.ipynb"] and (tmp_path / "bad.ipynb").read_bytes() == before
@@ -479,7 +479,7 @@ def test_a_full_disk_leaves_all_files_as_they_were(tmp_path, monkeypatch):
     limit = "ulimit -f 8; trap '' XFSZ; exec \"$@\""
     command = ["bash", "-c", limit, "bash", sys.executable, str(ROOT / "report.py"), str(notebook), "--no-execute"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and re.fullmatch(
+    assert done.returncode == 1 and re.fullmatch(
         r"report\.py: .*n\.\w+ cannot be written: File too large; .*\n", done.stderr
     )
     assert {name: (tmp_path / name).read_text() for name in old} == old

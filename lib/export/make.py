@@ -47,7 +47,7 @@ def write_all(files):
                 file.write(data)
                 file.flush()
             except OSError as error:
-                raise OSError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
+                raise RuntimeError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
 
 
 def read(path):
