@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -120,16 +121,18 @@ KEY = ["base", "measure", "seed"]
 NOW = "as the code stands"
 
 
-def _row(base, measure, seed, recipe, load):
-    network, history = train(recipe, load(recipe.dataset))
+def _row(base, measure, seed, recipe, load, checkpoint=None):
+    network, history = train(recipe, load(recipe.dataset), checkpoint)
     accuracies = [row["val_accuracy"] for row in history]
     results = [network.n_parameters, recipe.epochs, history[-1]["train_accuracy"], accuracies[-1], max(accuracies)]
     seconds = round(sum(row["seconds"] for row in history), 1)
     return dict(zip(COLUMNS, [base, measure, seed, *results, seconds, tables.machine(), accuracies, NOW]))
 
 
-def complete(path, recipes, workers=None, load=load_dataset):
+def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     """Train what a table does not have yet, or has from before, each training in a process of its own; return it.
+
+    A training that is stopped goes on from its checkpoint in the folder `cache`, where it is until its row is written.
 
     It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
@@ -142,13 +145,16 @@ def complete(path, recipes, workers=None, load=load_dataset):
     ]
     missing = sorted((one for one in wanted if one[:3] not in there), key=lambda one: one[2])  # each seed of all first
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        work = as_completed([pool.submit(_row, *one, load) for one in missing])
+        files = [cache / f"towards95-{Path(path).stem}-{crc32(repr(one[:3]).encode()):08x}.npz" for one in missing]
+        work = {pool.submit(_row, *one, load, file): file for one, file in zip(missing, files)}
         try:
             with progress(len(missing), "training") as bar:
-                for future in work:
+                for future in as_completed(work):
                     rows.append(future.result())
                     _write(path, rows, KEY)
+                    work[future].unlink()
                     bar.update()
         except BrokenProcessPool:
             raise InputError("a process that trained has died; the same command goes on from here") from None

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -370,9 +371,9 @@ def test_a_loss_that_is_not_finite_ends_the_training(small):
 def test_a_table_is_completed_where_it_lacks_a_row_or_has_one_from_before(tmp_path):
     path = tmp_path / "a.csv"
     all_of_it = {("plain", "nothing"): SMALL, ("plain", "flip"): replace(SMALL, flip=True)}
-    table = towards95.complete(path, {("plain", "flip"): all_of_it["plain", "flip"]}, 1, first_images)
+    table = towards95.complete(path, {("plain", "flip"): all_of_it["plain", "flip"]}, 1, first_images, tmp_path)
     assert len(table) == 3 and (table.machine == tables.machine()).all() and (table.made == NOW).all()
-    table = towards95.complete(path, all_of_it, 2, first_images)
+    table = towards95.complete(path, all_of_it, 2, first_images, tmp_path)
     assert len(table) == 6 and list(table.seed) == [0, 1, 2] * 2 and table.val_accuracy.nunique() > 3
     history = train(SMALL, first_images("fashion_mnist"))[1]
     row = table[(table.measure == "nothing") & (table.seed == 0)].iloc[0]
@@ -380,16 +381,54 @@ def test_a_table_is_completed_where_it_lacks_a_row_or_has_one_from_before(tmp_pa
     marked = table.assign(seconds=0.0)
     marked.loc[4, ["made", "train_accuracy"]] = ["before the flood", 0.1]
     tables.write_table(path, marked)
-    again = towards95.complete(path, all_of_it, 1, first_images)
+    again = towards95.complete(path, all_of_it, 1, first_images, tmp_path)
     assert list(again.seconds > 0) == [False] * 4 + [True, False] and (again.made == NOW).all()
     columns = ["base", "measure", "seed", "parameters", "train_accuracy", "val_accuracy", "val_accuracy_history"]
     pd.testing.assert_frame_equal(again[columns], table[columns])
 
 
+def test_a_training_of_a_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """What is left of a stopped training, the checkpoint after its first epoch, is made here by a pool that runs it."""
+    path, cache, recipe = tmp_path / "a.csv", tmp_path / "cache", replace(SMALL, epochs=4)
+    monkeypatch.setitem(towards95.SEEDS, "plain", 1)
+    trained, whole = [], train(recipe, first_images("fashion_mnist"))[1]
+
+    def stop(row):
+        trained.append(row["epoch"])
+        if trained == [1]:
+            raise KeyboardInterrupt
+
+    class Pool:
+        """A pool of one process, this one."""
+
+        def __init__(self, *arguments):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, function, *arguments):
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    monkeypatch.setattr(towards95, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(towards95, "train", lambda recipe, data, checkpoint: train(recipe, data, checkpoint, stop))
+    with pytest.raises(KeyboardInterrupt):
+        towards95.complete(path, {("plain", "nothing"): recipe}, 1, first_images, cache)
+    assert len(list(cache.glob("*.npz"))) == 1 and not path.exists()
+    table = towards95.complete(path, {("plain", "nothing"): recipe}, 1, first_images, cache)
+    assert trained == [1, 2, 3, 4] and not list(cache.glob("*.npz"))
+    assert table.val_accuracy_history[0] == [row["val_accuracy"] for row in whole]
+
+
 def test_a_row_trained_again_agrees_and_a_changed_one_does_not(tmp_path, monkeypatch):
     monkeypatch.setitem(towards95.TABLES, "ablation", {("plain", "flip"): replace(SMALL, flip=True)})
     path = tmp_path / "ablation.csv"
-    table = towards95.complete(path, towards95.TABLES["ablation"], 1, first_images)
+    table = towards95.complete(path, towards95.TABLES["ablation"], 1, first_images, tmp_path)
     result = towards95.rerun("ablation", 1, tmp_path, first_images)
     assert result["agrees"] and result["same_machine"] and result["then"] == result["now"]
     assert (result["table"], result["row"]) == (str(path), 1)
