@@ -7,15 +7,15 @@ python report.py [NOTEBOOK]    default: assignment1.ipynb
 --profile NAME    REPORT_PROFILE for the cells: quick or full (default: full)
 --output-dir DIR  where the files and figures go (default: beside the notebook)
 --check           only compare the numbers in the text with the tables
-Exit status: 0 done, 1 a number in the text is not that of the tables, 2 something given or a file cannot be used, or a
-cell fails, 130 interrupted.
+Exit status: 0 done, 1 a number in the text is not that of the tables, or the files cannot be written, as on a full disk,
+and are the old ones, 2 something given cannot be used, or a cell fails, 130 interrupted.
 """
 
 import sys
 from pathlib import Path
 
 from helpers import InputError
-from lib.cli import Parser, answer
+from lib.cli import Parser, answer, say
 
 
 def __getattr__(name):
@@ -55,6 +55,9 @@ def work(argv):
         wrong = make.check(notebook, args.notebook.resolve().parent)
     except (RuntimeError, ValueError) as error:  # a cell that fails; what cannot be set
         raise InputError(str(error)) from None
+    except OSError as error:
+        say(error, "report.py")
+        return {"agrees": False, "written": False}
     if not wrong:
         return "every number in the text is that of the tables"
     print("\n".join(wrong))

@@ -66,7 +66,7 @@ def export(nb, folder, stem, figures):
     exporters = {
         ".ipynb": lambda: nbformat.writes(nb) + "\n",
         ".pdf": lambda: TypstPDFExporter(figures=str(figures)).from_notebook_node(nb, resources)[0],
-        ".html": lambda: PageExporter().from_notebook_node(nb, resources)[0],
+        ".html": lambda: PageExporter(figures=str(figures)).from_notebook_node(nb, resources)[0],
     }
     made = {}
     for suffix, exporter in exporters.items():
