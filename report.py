@@ -7,8 +7,8 @@ python report.py [NOTEBOOK]    default: assignment1.ipynb
 --profile NAME    REPORT_PROFILE for the cells: quick or full (default: full)
 --output-dir DIR  where the files and figures go (default: beside the notebook)
 --check           only compare the numbers in the text with the tables
-Exit status: 0 done, 1 a number in the text is not that of the tables, or the files cannot be written, as on a full disk,
-and are the old ones, 2 something given cannot be used, or a cell fails, 130 interrupted.
+Exit status: 0 done, 1 a number in the text is not that of the tables, or the files cannot be written and are the old
+ones, 2 something given cannot be used, or a cell fails, 130 interrupted.
 """
 
 import sys

@@ -39,15 +39,16 @@ def check(nb, folder):
 
 def write_all(files):
     """Write {path: bytes}: all of it beside the old files, then rename; a full disk leaves the old files alone."""
-    with contextlib.ExitStack() as stack:
-        for path, data in files.items():
-            try:
+    path = None
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, data in files.items():
                 path.parent.mkdir(exist_ok=True)
                 file = stack.enter_context(write_atomically(path))
                 file.write(data)
                 file.flush()
-            except OSError as error:
-                raise OSError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
 
 
 def read(path):
