@@ -471,7 +471,7 @@ def test_a_read_only_folder_is_enough(tmp_path):
 
 
 def test_a_full_disk_leaves_all_files_as_they_were(tmp_path, monkeypatch):
-    """The third of the files cannot be written: the two before it, which could, are the old ones, too."""
+    """The second or third of the files cannot be written: those before it, which could, are the old ones, too."""
     notebook = write_notebook(tmp_path / "n.ipynb", cell("x", shown(width=900, height=900)))
     old = {name: f"old {name}" for name in ("n.pdf", "n.html")}
     for name, text in old.items():

@@ -173,6 +173,8 @@ local second = {
         block, i = shown, shown ~= after and i + 1 or i
         block.caption, block.identifier = {long = {pandoc.Plain(caption)}}, name
       else
+        caption, name = caption_of(block, '%a+')
+        if caption then block = pandoc.Para{pandoc.Span(caption, {id = name})} end  -- of nothing, yet links lead to it
         caption = nil
       end
       result:insert(block)

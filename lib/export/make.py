@@ -39,15 +39,16 @@ def check(nb, folder):
 
 def write_all(files):
     """Write {path: bytes}: all of it beside the old files, then rename; a full disk leaves the old files alone."""
-    with contextlib.ExitStack() as stack:
-        for path, data in files.items():
-            try:
+    path = None
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, data in files.items():
                 path.parent.mkdir(exist_ok=True)
                 file = stack.enter_context(write_atomically(path))
                 file.write(data)
                 file.flush()
-            except OSError as error:
-                raise RuntimeError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be written: {error.strerror}; all files are as they were") from None
 
 
 def read(path):
@@ -66,7 +67,7 @@ def export(nb, folder, stem, figures):
     exporters = {
         ".ipynb": lambda: nbformat.writes(nb) + "\n",
         ".pdf": lambda: TypstPDFExporter(figures=str(figures)).from_notebook_node(nb, resources)[0],
-        ".html": lambda: PageExporter().from_notebook_node(nb, resources)[0],
+        ".html": lambda: PageExporter(figures=str(figures)).from_notebook_node(nb, resources)[0],
     }
     made = {}
     for suffix, exporter in exporters.items():
