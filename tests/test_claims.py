@@ -219,6 +219,18 @@ def test_the_stored_network_is_that_of_seed_0(stored, fashion):
     assert helpers.evaluate(network, fashion.x_val, fashion.y_val)[1] == row.val_accuracy
 
 
+def test_the_searches_of_appendix_a(stored):
+    shares = {search: appendix.found(stored.grid, stored.replays, search, 0) for search in ("tpe", "random")}
+    assert shares["random"] < shares["tpe"] < 0.5  # Bayes does not find the best within 50 runs
+    assert appendix.runs_needed(stored.grid, stored.replays) < appendix.runs_by_chance(stored.grid) / 5
+    regret, needed = appendix.searches(stored.grid, stored.replays, [appendix.SPENT])
+    assert needed.loc[("tpe", True, "median"), "epochs"] < needed.loc[("tpe", False, "median"), "epochs"]
+    table = appendix.search_table(stored.grid, stored.replays)
+    assert table.loc["TPE with hyperband"].iloc[-1] == f"{regret.loc[('tpe', True, 'median'), appendix.SPENT]:.4f}"
+    best = appendix.best_again(stored.grid, stored.seeded)
+    assert best["other seeds"].mean() < best["seed 0"].mean() and stored.grid.seconds.sum() / 7200 < 24
+
+
 # ------------------------------------------------------------------------------------------------------- the questions
 
 
