@@ -473,3 +473,33 @@ def test_zero_is_a_seed_of_the_weights():
 def test_sizes_are_whole_numbers(sizes):
     with pytest.raises(InputError, match="sizes is .*; allowed: "):
         Network(sizes)
+
+
+@pytest.mark.parametrize("processes", [0, -1, 1.5, "2", True])
+def test_the_number_of_processes_is_checked(processes):
+    with pytest.raises(InputError, match="processes is .*; allowed: a whole number in"):
+        list(lib.parallel.train_all([Config()], processes))
+
+
+def test_ctrl_c_or_an_error_waits_for_no_training():
+    code = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+import helpers
+import lib.parallel
+if __name__ == "__main__":
+    endless = helpers.Config(epochs=10**6, hidden_size=8)
+    helpers.DATASETS["none"] = lambda: sys.exit  # no data set: an error in the process
+    try:
+        list(lib.parallel.train_all([helpers.Config(dataset="none"), endless], 2))
+    except AttributeError:
+        print("error", flush=True)
+    threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        list(lib.parallel.train_all([endless], 1))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+    command = [sys.executable, "-c", code, os.path.dirname(helpers.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["error", "interrupted"], done.stderr
