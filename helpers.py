@@ -161,7 +161,7 @@ class Network:
     """A fully connected network: a_0 = x;  z_l = a_{l-1} W_l + b_l;  a_l = f(z_l);  the last z are the logits.
 
     sizes: the widths, input and output included, for example [784, 128, 128, 10]: any number, any width.
-    activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a numpy.random.Generator. dtype: of all arrays.
+    activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a Generator or a seed. dtype: of all arrays.
 
     All parameters are views into one vector `theta` (all weights first, then all biases), all gradients views into
     another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes or names not allowed,
@@ -169,9 +169,9 @@ class Network:
     """
 
     def __init__(self, sizes, activation="tanh", weight_init="Xavier", rng=None, dtype=np.float32):
-        self.sizes = [int(size) for size in sizes if isinstance(size, Integral) and size > 0]
-        if len(self.sizes) != len(sizes) or len(sizes) < 2:
-            raise InputError(f"sizes is {list(sizes)}; allowed: two or more whole numbers above 0")
+        self.sizes = [number("a width in sizes", size, int, "[1, inf)") for size in sizes]
+        if len(self.sizes) < 2:
+            raise InputError(f"sizes is {self.sizes}; allowed: two or more widths")
         self.activation = choice("activation", activation, ACTIVATIONS)
         self.f, self.derivative = ACTIVATIONS[self.activation]
         shapes = list(zip(self.sizes, self.sizes[1:]))
@@ -183,7 +183,7 @@ class Network:
         self.dW, self.db = self.parts(self.gradient)[: len(shapes)], self.parts(self.gradient)[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
         draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
-        rng = rng or np.random.default_rng()
+        rng = np.random.default_rng(rng)
         for W in self.W:
             W[:] = draw(rng, *W.shape)
         self._buffers = []  # a, delta, f' of each layer, and ones, for the longest batch so far
@@ -194,8 +194,11 @@ class Network:
         cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
         return [part.reshape(shape) for part, shape in zip(np.split(vector, cuts), self.shapes)]
 
-    def __reduce__(self):
-        return _restore, (self.sizes, self.activation, self.theta)  # a copy whose W and b are views into its own theta
+    def __reduce__(self):  # a copy's W and b are views into its own theta
+        return type(self), (self.sizes, self.activation, "Xavier", None, self.theta.dtype), self.theta
+
+    def __setstate__(self, theta):
+        self.theta[:] = theta
 
     def _use(self, n):
         """Take the first n rows of the arrays in memory: a, delta and f' of each layer, and a column of ones."""
@@ -210,6 +213,7 @@ class Network:
 
         Keeps a_0 ... a_{L-1} in `self.a` for `backward`; the logits are a new array, and the caller's.
         """
+        x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.sizes[0]:
             raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}), an image in each row")
         if len(x) != len(self._ones):
@@ -219,9 +223,7 @@ class Network:
         elif x.dtype == self.theta.dtype and np.isfinite(x).all():
             np.copyto(self.a[0], x)
         else:
-            raise InputError(
-                f"x is {x.dtype}; allowed: uint8, or finite numbers of the network's own {self.theta.dtype}"
-            )
+            raise InputError(f"x is {x.dtype}; allowed: uint8, or finite {self.theta.dtype}, the network's own type")
         for l in range(1, len(self.W)):
             z = np.dot(self.a[l - 1], self.W[l - 1], out=self.a[l])
             z += self.b[l - 1]
@@ -247,7 +249,7 @@ class Network:
 
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
         """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
-        check_labels("y", y, len(x), self.sizes[-1])
+        y = check_labels("y", y, len(x), self.sizes[-1])
         return self.descend(x, y, LOSSES[choice("loss", loss, LOSSES)], weight_decay)
 
     def descend(self, x, y, loss, weight_decay):
@@ -268,18 +270,14 @@ class Network:
         return np.concatenate([softmax(self.forward(x[i : i + 1000])) for i in range(0, max(len(x), 1), 1000)])
 
 
-def _restore(sizes, activation, theta):
-    network = Network(sizes, activation, rng=np.random.default_rng(0), dtype=theta.dtype)
-    network.theta[:] = theta
-    return network
-
-
 def check_labels(name, y, n, n_classes):
-    """Raise InputError unless y holds n labels, at least one, from 0 to n_classes - 1."""
+    """Return the labels y as an array. Raises InputError unless it holds n, at least one, from 0 to n_classes - 1."""
+    y = np.asarray(y)
     if n == 0 or y.shape != (n,) or y.dtype.kind not in "iu":
         raise InputError(f"{name} is {y.dtype} {y.shape}; allowed: a whole number for each image, here ({n},)")
     if not 0 <= y.min() <= y.max() < n_classes:
         raise InputError(f"{name} has labels from {y.min()} to {y.max()}; allowed: 0 to {n_classes - 1}")
+    return y
 
 
 def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilon=1e-4):
@@ -324,12 +322,11 @@ def sgd(theta, config):
 
 def momentum(theta, config):
     """u <- m u + g;  theta <- theta - eta u   (Polyak, 1964)."""
-    m = config.momentum
     u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, u
-        u *= m
+        u *= config.momentum
         u += g
         theta -= np.multiply(u, eta, out=s)
 
@@ -338,14 +335,13 @@ def momentum(theta, config):
 
 def nag(theta, config):
     """u <- m u + g;  theta <- theta - eta (g + m u), theta the point looked ahead to   (Nesterov, 1983)."""
-    m = config.momentum
     u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, u, s
-        u *= m
+        u *= config.momentum
         u += g
-        np.multiply(u, m, out=s)
+        np.multiply(u, config.momentum, out=s)
         s += g
         s *= eta
         theta -= s
@@ -355,14 +351,13 @@ def nag(theta, config):
 
 def rmsprop(theta, config):
     """v <- beta v + (1 - beta) g^2;  theta <- theta - eta g / (sqrt(v) + epsilon)   (Tieleman & Hinton, 2012)."""
-    beta = config.beta
-    root = math.sqrt(1 - beta)  # v is kept without its factor 1 - beta: sqrt(v) = root sqrt(v kept)
+    root = math.sqrt(1 - config.beta)  # v is kept without its factor 1 - beta: sqrt(v) = root sqrt(v kept)
     epsilon = config.epsilon / root
     v, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
         nonlocal theta, v, s
-        v *= beta
+        v *= config.beta
         v += np.square(g, out=s)
         np.sqrt(v, out=s)
         s += epsilon
@@ -442,18 +437,21 @@ BACKENDS = ("numpy", "compiled")  # what takes the steps: the functions here, or
 
 
 def choice(name, value, allowed):
-    """Return the name in `allowed` that `value` is, in any case. Raises InputError if there is none."""
-    alike = [one for one in allowed if isinstance(value, str) and one.casefold() == value.casefold()]
-    if value not in alike and len(alike) != 1:
-        raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    return value if value in alike else alike[0]
+    """Return the name in `allowed` that `value` is, in any case or by an alias. Raises InputError if there is none."""
+    folded = value.casefold() if isinstance(value, str) else None
+    alike = [one for one in allowed if one.casefold() in (folded, ALIASES.get(folded))]
+    same = [one for one in alike if one == value] or alike
+    if len(same) != 1:
+        text = f"a {type(value).__name__}" if folded is None else repr(value)
+        raise InputError(f"{name} is {text}; allowed: {', '.join(allowed)}")
+    return same[0]
 
 
 def number(name, value, kind, interval):
     """Return `value` as an int or a float in an interval like "[0, 1)". Raises InputError if it is not one."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
         fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         exact = kind(value) if fits and low <= value <= high else math.nan  # what is next to 1 may be rounded to 1
     except (OverflowError, ValueError):  # beyond any float, or thousands of digits
@@ -501,7 +499,7 @@ class Config:
             value = getattr(self, f.name)
             allowed = f.metadata["allowed"]
             if f.type is str:
-                value = choice(f.name, ALIASES.get(str(value).casefold(), value), allowed)
+                value = choice(f.name, value, allowed)
             elif f.name != "hidden_size" or not several:
                 value = number(f.name, value, float if f.type is float else int, allowed)
             elif len(value) != self.num_layers:
@@ -530,7 +528,7 @@ class Config:
 @BLAS.wrap(limits=1, user_api="blas")
 def evaluate(network, x, y, loss="cross_entropy"):
     """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
-    check_labels("y", y, len(x), network.sizes[-1])
+    y = check_labels("y", y, len(x), network.sizes[-1])
     loss = LOSSES[choice("loss", loss, LOSSES)]
     total, right = 0.0, 0
     for i in range(0, len(x), 1000):
@@ -592,7 +590,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
                 best_theta[:] = network.theta
             history.append(row)
             save(history)
-            if on_epoch and (stopped := on_epoch(row)):
+            if on_epoch and isinstance(stopped := on_epoch(row), str):  # print, write and update return other things
                 break
     if keep_best:
         network.theta[:] = best_theta

@@ -2,6 +2,7 @@
 
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -66,7 +67,10 @@ def _files(folder):
 
 def _class_names(folder):
     for path in folder.glob("*/label.labels.txt"):
-        return tuple(filter(None, path.read_text(encoding="utf-8").split("\n")))
+        try:
+            return tuple(filter(None, path.read_text(encoding="utf-8").split("\n")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}; restore it with git checkout") from None
     return tuple("0123456789")  # MNIST has no such file: its classes are the digits
 
 
@@ -83,8 +87,9 @@ def _open_cache(path):
 def _check_sums(name, data_dir):
     """Raise InputError if a file that SHA256SUMS lists for the data set is missing or another."""
     sums = data_dir / "SHA256SUMS"
-    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-    expected = {key: value for value, key in (line.split() for line in lines) if key.startswith(f"{name}/")}
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else []
+    parts = (line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    expected = {key: value for value, key in parts if key.startswith(f"{name}/")}
     there = {key: data_dir / key for key in expected if (data_dir / key).is_file()}
     for key, path in there.items():
         if sha256(path.read_bytes()).hexdigest() != expected[key]:
@@ -113,7 +118,8 @@ def _build_cache(name, seed, folder, cache, prefix):
         warnings.warn(f"{name} will be decoded again next time: cannot write {path}: {error.strerror}", stacklevel=3)
         return flat
     for old in set(cache.glob(f"{name}-split{seed}-*.npy")) - {path}:
-        old.unlink(missing_ok=True)  # a process that has it mapped keeps it
+        with suppress(OSError):  # gone, or somebody else's
+            old.unlink()  # a process that has it mapped keeps it
     return _open_cache(path)
 
 

@@ -12,7 +12,7 @@ from threading import Thread
 import cloudpickle
 
 import helpers
-from helpers import InputError, train
+from helpers import InputError, number, train
 from lib.dataset import load_dataset
 
 FAMILIES = ("ACTIVATIONS", "LOSSES", "WEIGHT_INITS", "OPTIMIZERS", "DATASETS")
@@ -25,18 +25,24 @@ def train_all(configs, processes=None, **options):
     `train`. Yields the Trainings in the order of configs, each as soon as it is done. Raises InputError if an entry
     cannot be sent, or if a process dies.
     """
+    if processes is not None:
+        processes = number("processes", processes, int, "[1, inf)")
     families = {name: getattr(helpers, name) for name in FAMILIES}
     try:
-        orders = [cloudpickle.dumps((families, config, options)) for config in configs]
+        shared = cloudpickle.dumps((families, options))  # once for all: an entry may hold a data set
+        orders = [cloudpickle.dumps(config) for config in configs]
     except Exception as error:  # each object that cannot be pickled has its own
-        raise InputError(f"an entry of {', '.join(FAMILIES)} cannot be sent to another process: {error}") from None
+        what = f"an entry of {', '.join(FAMILIES)}, or an option of train,"
+        raise InputError(f"{what} cannot be sent to another process: {error}") from None
     others = set(active_children())
     with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
         with _deaf_to_ctrl_c():
-            waiting = deque(pool.submit(_train_one, order) for order in orders)
+            waiting = deque(pool.submit(_train_one, shared, order) for order in orders)
         try:
             while waiting:
-                yield waiting.popleft().result()
+                result = waiting[0].result()
+                waiting.popleft()
+                yield result
         except BrokenProcessPool:
             sentence = "a process that trained has died; allowed: fewer side by side, if memory ran out"
             raise InputError(sentence) from None
@@ -61,8 +67,9 @@ def end_with_parent():
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def _train_one(order):
-    families, config, options = cloudpickle.loads(order)
+def _train_one(shared, order):
+    families, options = cloudpickle.loads(shared)
+    config = cloudpickle.loads(order)
     for name, entries in families.items():
         getattr(helpers, name).update(entries)
     return train(config, load_dataset(config.dataset), **options)

@@ -212,3 +212,22 @@ def test_the_stock_reader_of_tfds_reads_the_same_images():
     assert len(source) == 10000
     for i in (0, 17, 9999):
         assert (source[i]["image"].ravel() == data.x_test[i]).all() and source[i]["label"] == data.y_test[i]
+
+
+def test_odd_lines_in_the_list_of_checksums_are_no_traceback(fake_decode, copy):
+    sums = copy / "SHA256SUMS"
+    sums.write_bytes(b"\xff\n\n# a comment\none\nabc  a b c\n" + sums.read_bytes())
+    load_dataset("mnist", 0, copy)
+    record = next((copy / "mnist").glob("*/features.json"))
+    record.write_text("{}")
+    with pytest.raises(InputError, match="features.json is corrupted"):
+        load_dataset("mnist", 0, copy)
+
+
+def test_an_old_cache_that_cannot_be_removed_and_unreadable_class_names(fake_decode, copy):
+    (copy / "cache" / "mnist-split0-00000000-0.npy").mkdir(parents=True)  # not a file
+    load_dataset("mnist", 0, copy)
+    labels = next((copy / "mnist").glob("*")) / "label.labels.txt"
+    labels.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="label.labels.txt cannot be read"):
+        load_dataset("mnist", 0, copy)

@@ -1,6 +1,7 @@
 """`train`: what it does to the weights, what it returns, when it stops, and how it resumes."""
 
 import dataclasses
+import enum
 import json
 import math
 import os
@@ -416,3 +417,89 @@ def test_label_noise_would_show(small, tiny_config):
     config = tiny_config(epochs=15)
     assert train(config, small).history[-1]["val_accuracy"] > 0.8
     assert train(config, shuffled).history[-1]["val_accuracy"] < 0.4
+
+
+class Name(enum.StrEnum):
+    ADAM = "adam"
+
+
+@pytest.mark.parametrize("name", [Name.ADAM, np.str_("adam"), np.str_("ADAM")])
+def test_a_name_is_stored_as_the_plain_text_of_its_entry(name):
+    assert type(Config(optimizer=name).optimizer) is str and Config(optimizer=name).run_name.endswith("adam_act_ReLU")
+
+
+def test_an_entry_of_ones_own_comes_before_an_alias(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "nesterov", OPTIMIZERS["sgd"])
+    assert Config(optimizer="nesterov").optimizer == "nesterov"
+    assert Config(optimizer="nag").optimizer == "nag"
+    with pytest.raises(
+        InputError, match="activation is 'nesterov'; allowed"
+    ):  # no optimiser's name is put in its place
+        Config(activation="nesterov")
+
+
+@pytest.mark.parametrize("value", [10**5000, [10**5000], np.zeros((50, 50))], ids=["number", "list", "array"])
+@pytest.mark.parametrize("field", ["optimizer", "epochs"])
+def test_what_is_too_long_to_print_is_refused_in_one_line(field, value):
+    with pytest.raises(InputError, match=f"^{field} is .*; allowed: [^\n]*$"):
+        Config(**{field: value})
+
+
+@pytest.mark.parametrize("returned", [1, True, ["row"], None, np.True_])
+def test_only_a_sentence_ends_a_training(returned, small, tiny_config):
+    """As print, list.append, file.write and tqdm.update return other things."""
+    result = train(tiny_config(), small, lambda row: returned)
+    assert len(result.history) == 3 and result.stopped == "all 3 epochs done"
+
+
+def test_lists_are_taken_or_refused_in_a_sentence(small):
+    network = Network([784, 9, 10], rng=0)
+    x, y = small.x_val, small.y_val
+    assert helpers.evaluate(network, x, y.tolist()) == helpers.evaluate(network, x, y)
+    assert network.objective(x, y.tolist())[0] == network.objective(x, y)[0]
+    for images in (x.tolist(), [[0.5] * 784] * 60, [["a"] * 784] * 60):
+        with pytest.raises(InputError, match="x is .*; allowed: uint8"):
+            helpers.evaluate(network, images, y)
+    for labels in (None, [0.5] * 60, ["a"] * 60, [[1]] * 60):
+        with pytest.raises(InputError, match="y is .*; allowed"):
+            network.objective(x, labels)
+
+
+def test_zero_is_a_seed_of_the_weights():
+    assert (Network([7, 5, 3], rng=0).theta == Network([7, 5, 3], rng=np.random.default_rng(0)).theta).all()
+
+
+@pytest.mark.parametrize("sizes", [[7], [7, True, 3], [7, 2.0, 3], [7, 0], "75"])
+def test_sizes_are_whole_numbers(sizes):
+    with pytest.raises(InputError, match="sizes is .*; allowed: "):
+        Network(sizes)
+
+
+@pytest.mark.parametrize("processes", [0, -1, 1.5, "2", True])
+def test_the_number_of_processes_is_checked(processes):
+    with pytest.raises(InputError, match="processes is .*; allowed: a whole number in"):
+        list(lib.parallel.train_all([Config()], processes))
+
+
+def test_ctrl_c_or_an_error_waits_for_no_training():
+    code = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+import helpers
+import lib.parallel
+if __name__ == "__main__":
+    endless = helpers.Config(epochs=10**6, hidden_size=8)
+    helpers.DATASETS["none"] = lambda: sys.exit  # no data set: an error in the process
+    try:
+        list(lib.parallel.train_all([helpers.Config(dataset="none"), endless], 2))
+    except AttributeError:
+        print("error", flush=True)
+    threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        list(lib.parallel.train_all([endless], 1))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+    command = [sys.executable, "-c", code, os.path.dirname(helpers.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["error", "interrupted"], done.stderr
