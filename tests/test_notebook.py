@@ -1,6 +1,7 @@
 """The notebook: it reads well, runs from top to bottom and cell by cell, says what its tables say, and writes nothing."""
 
 import base64
+import html
 import os
 import re
 import statistics
@@ -67,8 +68,8 @@ def test_cells_are_short():
 def test_prose_is_markdown():
     for cell in codes(committed()):
         assert "Markdown(" not in cell.source
-        for words in re.findall(r'"([^"\n]*)"', cell.source):
-            assert len(words.split()) <= 8, words
+        for words in re.findall(r'"([^"\n]*)"', re.sub(r'""".*?"""', "", cell.source, flags=re.S)):
+            assert len(re.sub(r"{[^}]*}", "", words).split()) <= 8, words
 
 
 def test_the_only_plumbing_is_one_folded_cell_at_the_top():
@@ -93,11 +94,10 @@ def test_every_question_is_there_and_each_says_what_is_asked():
 
 def test_each_try_it_cell_is_short():
     notebook = committed()
-    places = [i for i, cell in enumerate(notebook.cells) if "**Try it" in cell.source]
-    following = [notebook.cells[i + 1] for i in places if notebook.cells[i + 1].cell_type == "code"]
-    assert all(
-        len(cell.source.splitlines()) <= 5 for cell in following if "hide_input" not in cell.metadata.get("tags", [])
-    )
+    pairs = zip(notebook.cells, notebook.cells[1:], strict=False)
+    after = [cell for text, cell in pairs if text.source.split("\n\n")[-1].startswith("> **Try it")]
+    shown = [cell for cell in codes(notebook) if cell in after and "hide_input" not in cell.metadata.get("tags", [])]
+    assert len(shown) >= 2 and all(len(cell.source.splitlines()) <= 5 for cell in shown)
 
 
 def test_every_picture_and_table_has_a_caption_that_the_text_refers_to():
@@ -125,7 +125,7 @@ def test_every_number_in_the_text_is_that_of_its_table():
 
 def test_hardly_a_number_is_typed():
     """Accuracies in prose are checked values or the reference report's stated figures."""
-    stated = {"0.8856", "0.1612", "0.9799", "0.8890", "0.20", "0.05", "0.40"}
+    stated = {"0.8856", "0.1612", "0.9799", "0.9938", "0.9824"}
     bare = re.sub(
         r"<!--:-->.*?<!--=.*?-->|\S*<!--=.*?-->|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", text(committed()), flags=re.S
     )
@@ -256,7 +256,7 @@ def test_its_tables_are_those_of_the_stored_trainings(stored):
         if "text/html" in out.get("data", {})
     ]
     rows = re.findall(r"<tr>(.*?)</tr>", "".join(shown), re.S)
-    cells = [tuple(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)) for row in rows]
+    cells = [tuple(map(html.unescape, re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row))) for row in rows]
     for table in (results.headline(stored), results.seeds_table(stored.selected), results.mnist_table(stored.mnist)):
         for row in table.reset_index().astype(str).itertuples(index=False):
             assert tuple(row) in cells, row
@@ -280,7 +280,7 @@ def test_the_sources_printed_are_those_that_run():
     listings = [one for one in outputs(committed(), "text/markdown") if one.startswith("```python")]
     assert len(listings) >= 5
     for listing in listings:
-        for part in re.sub(r"^```python\n|\n```$", "", listing).split("\n\n\n"):
+        for part in re.sub(r"^```python\n|\n```$", "", listing).split("\n\n"):
             assert part.strip() in source
 
 
