@@ -66,7 +66,8 @@ class Export:
             patch.setattr(typst, "compile", compile)
             self.pdf = report.TypstPDFExporter().from_filename(str(path))[0]
         self.reader = pypdf.PdfReader(io.BytesIO(self.pdf))
-        self.text = "\n".join(page.extract_text() for page in self.reader.pages)
+        self.texts = [page.extract_text() for page in self.reader.pages]
+        self.text = "\n".join(self.texts)
         self.words = re.sub(r"\s+", " ", self.text)
         self.letters = re.sub(r"\s+", "", self.text)
         self.source = seen["source"].removeprefix((exporter.HERE / "preamble.typ").read_text())
@@ -560,11 +561,11 @@ def committed():
     return Export(ROOT / "assignment1.ipynb")
 
 
-def parts(pages):
+def parts(texts):
     """The pages' numbers by part: the main part, then each appendix."""
     found = [[]]
-    for number, page in enumerate(pages):
-        if page.extract_text().startswith("Appendix"):
+    for number, text in enumerate(texts):
+        if text.startswith("Appendix"):
             found.append([])
         found[-1].append(number)
     return found
@@ -575,11 +576,11 @@ def test_the_committed_pdf_is_that_of_the_committed_notebook_and_figures(committ
 
 
 def test_the_committed_report_has_no_white_pages_and_is_not_too_long(committed):
-    print({"pages": [len(part) for part in parts(committed.reader.pages)]})
-    for part in parts(committed.reader.pages):
+    print({"pages": [len(part) for part in parts(committed.texts)]})
+    for part in parts(committed.texts):
         for number in part[:-1]:
             assert gap(committed.pages[number]) < 1 / 3, f"page {number + 1}"
-    main, *appendices = map(len, parts(committed.reader.pages))
+    main, *appendices = map(len, parts(committed.texts))
     assert main <= 18 and main + sum(appendices) <= 32
 
 
