@@ -105,6 +105,7 @@ def compiled(signature, *flags):
 
 ROWS = 101  # CblasRowMajor
 PLAIN, TRANSPOSED = 111, 112  # CblasNoTrans, CblasTrans
+DEPTH = 200  # terms at once: OpenBLAS can take twice as long for more, so a longer product is the sum of several
 
 
 def find_sgemm():
@@ -125,9 +126,17 @@ sgemm = types.ExternalFunction("engine_sgemm", void(*[int64] * 6, float32, *[int
 def product(A, op_A, B, op_B, beta, C):
     """C <- op_A(A) op_B(B) + beta C, each op PLAIN or TRANSPOSED."""
     m, n = C.shape
-    k = A.shape[0] if op_A == TRANSPOSED else A.shape[1]
+    k, step_a = (A.shape[0], A.shape[1]) if op_A == TRANSPOSED else (A.shape[1], 1)
+    step_b = 1 if op_B == TRANSPOSED else B.shape[1]
     a, b, c = A.ctypes.data, B.ctypes.data, C.ctypes.data
-    sgemm(ROWS, op_A, op_B, m, n, k, ONE, a, A.shape[1], b, B.shape[1], beta, c, n)
+    pieces = -(-k // DEPTH)
+    depth = -(-k // pieces)
+    for start in range(0, k, depth):
+        some = min(depth, k - start)
+        sgemm(ROWS, op_A, op_B, m, n, some, ONE, a, A.shape[1], b, B.shape[1], beta, c, n)
+        a += 4 * some * step_a  # bytes
+        b += 4 * some * step_b
+        beta = ONE
 
 
 # ---------------------------------------------------------------------------------------------------------- activations

@@ -115,6 +115,19 @@ def test_every_shape(changes, decay, small, tiny_config, compiled):
     assert engine < 3 * numpy + 1e-7
 
 
+@pytest.mark.parametrize("m, k, n", [(1, 1, 1), (3, 199, 4), (3, 200, 4), (3, 201, 2), (5, 784, 7), (16, 1000, 9)])
+def test_a_product_is_the_sum_of_its_pieces(m, k, n, engine):
+    rng = np.random.default_rng(k)
+    A, B = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    exact = A.astype(np.float64) @ B
+    for op_A, op_B, beta in [(111, 111, 0), (111, 111, 1), (112, 111, 0), (111, 112, 0)]:
+        C = np.full((m, n), 2, np.float32)
+        ours = np.ascontiguousarray(A.T) if op_A == engine.TRANSPOSED else A
+        theirs = np.ascontiguousarray(B.T) if op_B == engine.TRANSPOSED else B
+        engine.product(ours, op_A, theirs, op_B, np.float32(beta), C)
+        assert C == pytest.approx(exact + 2 * beta, abs=1e-5 * k**0.5)
+
+
 def test_a_bias_gradient_of_many_rows_loses_no_digits(engine):
     delta = np.full((500_000, 3), 0.1, np.float32)
     db = np.empty(3, np.float32)

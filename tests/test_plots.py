@@ -248,7 +248,7 @@ def test_pixels_has_a_bar_for_each_order_with_its_mean():
     (ax,) = plots.pixels({"dense": {"in order": [0.9, 0.92], "shuffled": [0.9]}, "other": {"in order": [0.93]}}).axes
     bars = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in ax.patches}
     assert bars == pytest.approx({-0.2: 0.91, 0.2: 0.9, 0.8: 0.93}) and ticks(ax.xaxis) == ["dense", "other"]
-    assert texts(ax) == ["0.9100", "0.9000", "0.9300"] and ax.patches[0].get_label() == "in order"
+    assert texts(ax) == ["0.9100", "0.9000", "0.9300"] and ax.containers[0].get_label() == "in order"
 
 
 def test_ladder_has_each_mean_at_its_name():
