@@ -27,6 +27,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 import helpers  # noqa: E402
 import lib.dataset  # noqa: E402
+import lib.files  # noqa: E402
 
 SHAPES = ("6x128/128", "5x128/64", "5x128/16", "4x64/32", "3x32/64", "3x32/16")  # hidden layers x width / batch size
 SELECTED = "4x256/128 ReLU"  # the selected configuration's; its optimiser is adam
@@ -556,14 +557,14 @@ def save(options, text, results):
     """results.md, results.csv and speed.png, each written to a temporary file that is then renamed."""
     folder = options.out or HERE
     folder.mkdir(parents=True, exist_ok=True)
-    with helpers.write_atomically(folder / "results.md") as file:
+    with lib.files.write_atomically(folder / "results.md") as file:
         file.write(text.encode())
-    with helpers.write_atomically(folder / "results.csv") as file:
+    with lib.files.write_atomically(folder / "results.csv") as file:
         results.summary().to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     if "epochs" in options.tables and {"floor", "ours"} <= set(options.peers):
         pictures = options.out or ROOT / "figures"
         pictures.mkdir(exist_ok=True)
-        with helpers.write_atomically(pictures / "speed.png") as file:
+        with lib.files.write_atomically(pictures / "speed.png") as file:
             figure(results, options).savefig(file, dpi=200, metadata={"Software": None})
 
 
