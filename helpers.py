@@ -569,8 +569,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     network = new_network(config, data) if network is None else network
     for name in ("train", "val"):
         check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
-    if patience is not None:
-        patience = number("patience", patience, int, "[1, inf)")
+    patience = None if patience is None else number("patience", patience, int, "[1, inf)")
     step, state = make_optimizer(network.theta, config)
     steps = _steps
     if choice("backend", backend, BACKENDS) == "compiled":

@@ -84,7 +84,8 @@ def left_after(grid, replays, runs=RUNS):
 def search_table(grid, replays):
     """Return what four searches need to come near the best, and what they have found by run RUNS and epoch SPENT."""
     regret, needed = searches(grid, replays, [SPENT])
-    left, rows = left_after(grid, replays), {}
+    left = left_after(grid, replays)
+    rows = {}
     for key, title in SEARCHES.items():
         quantiles = needed.loc[key].loc[["median", "q10", "q90"]]
         rows[title] = {
@@ -156,7 +157,8 @@ def early_ranks(grid, top=0.99):
     """Return how the order of the trainings after few epochs foretells that after all: shares and a correlation."""
     curves = {epoch: anova.accuracy(grid, epoch) for epoch in (1, 3, 5, anova.EPOCHS)}
     last = curves[anova.EPOCHS]
-    elite, learned = last >= last.quantile(top), last > claims.FLOOR
+    elite = last >= last.quantile(top)
+    learned = last > claims.FLOOR
     return {
         "best after 5": curves[5].max(),
         "best after 10": last.max(),
@@ -200,11 +202,14 @@ def ablation_table(ablation):
     all measures, since three of one measure say little about it.
     """
     found = pd.concat({base: pd.DataFrame(rows).T for base, rows in gains(ablation).items()}, names=["base", "measure"])
-    n, freedom = found.shape[1], len(found) * (found.shape[1] - 1)
+    n = found.shape[1]
+    freedom = len(found) * (found.shape[1] - 1)
     error = np.sqrt(found.var(axis=1, ddof=1).mean() / n)
     table = pd.DataFrame({"gain": found.mean(axis=1)})
     half = stats.t.ppf(0.975, freedom) * error
-    table["low"], table["high"], table["n"] = table.gain - half, table.gain + half, n
+    table["low"] = table.gain - half
+    table["high"] = table.gain + half
+    table["n"] = n
     table["p"] = 2 * stats.t.sf(np.abs(table.gain) / error, freedom)
     table["holm"] = claims.holm(table.p)
     return table
@@ -321,7 +326,9 @@ def ladder(stored, y):
 def layer_checks(seed=0):
     """Return the relative error of backpropagation through the layers of lib/layers.py and a dense one, in float64."""
     rng = np.random.default_rng(seed)
-    conv, dense, relu = layers.Convolution, layers.Dense, layers.ReLU
+    conv = layers.Convolution
+    dense = layers.Dense
+    relu = layers.ReLU
     residual = layers.Residual(conv(2, 2), layers.BatchNorm(2), relu())
     stacks = {
         "convolution, no padding": ((5, 6, 2), [conv(2, 3, pad=0), dense(36, 3)]),
@@ -333,7 +340,9 @@ def layer_checks(seed=0):
     errors = {}
     for name, (shape, stack) in stacks.items():
         network = layers.Stack(stack, shape, rng, np.float64)
-        network.mode, network.theta[:] = "train", rng.normal(0, 0.5, len(network.theta))
-        x, y = rng.normal(size=(6, *shape)), rng.integers(0, 3, 6)
+        network.mode = "train"
+        network.theta[:] = rng.normal(0, 0.5, len(network.theta))
+        x = rng.normal(size=(6, *shape))
+        y = rng.integers(0, 3, 6)
         errors[name] = helpers.gradient_check(network, x, y, weight_decay=0.1)
     return pd.DataFrame({"relative error": errors}).rename_axis("layers")

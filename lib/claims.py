@@ -145,7 +145,8 @@ def _passing(table, floor, metric="accuracy"):
 
 def _never(grid, runs, column, value, floor):
     """Return the row of the claim that no training with this value passes `floor`: one that does refutes it."""
-    on_grid, in_runs = grid[grid[column] == value], runs[runs[column] == value]
+    on_grid = grid[grid[column] == value]
+    in_runs = runs[runs[column] == value]
     return (
         f"best of {len(in_runs)} runs {in_runs.best_val_accuracy.max():.4f}",
         f"{percent(_passing(on_grid, floor))} of {len(on_grid):,} pass, best {on_grid.accuracy.max():.4f}",

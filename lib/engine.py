@@ -128,7 +128,9 @@ def product(A, op_A, B, op_B, beta, C):
     m, n = C.shape
     k, step_a = (A.shape[0], A.shape[1]) if op_A == TRANSPOSED else (A.shape[1], 1)
     step_b = 1 if op_B == TRANSPOSED else B.shape[1]
-    a, b, c = A.ctypes.data, B.ctypes.data, C.ctypes.data
+    a = A.ctypes.data
+    b = B.ctypes.data
+    c = C.ctypes.data
     pieces = -(-k // DEPTH)
     depth = -(-k // pieces)
     for start in range(0, k, depth):
@@ -319,7 +321,9 @@ def nag(theta, g, u, second, c, t):
 def rmsprop(theta, g, v, second, c, t):
     """v <- beta v + (1 - beta) g^2;  theta <- theta - eta g / (sqrt(v) + epsilon)."""
     root = math.sqrt(1 - c.beta)
-    eta, epsilon, beta = float32(c.learning_rate / root), float32(c.epsilon / root), float32(c.beta)
+    eta = float32(c.learning_rate / root)
+    epsilon = float32(c.epsilon / root)
+    beta = float32(c.beta)
     for i in range(theta.size):
         v[i] = beta * v[i] + g[i] * g[i]
         theta[i] -= eta * (g[i] / (math.sqrt(v[i]) + epsilon))
@@ -331,7 +335,9 @@ def adam(theta, g, m, v, c, t):
     theta <- theta - eta m' / (sqrt(v') + epsilon)."""
     root = math.sqrt((1 - c.beta2) / (1 - c.beta2**t))
     eta = float32(c.learning_rate * (1 - c.beta1) / (1 - c.beta1**t) / root)
-    epsilon, beta1, beta2 = float32(c.epsilon / root), float32(c.beta1), float32(c.beta2)
+    epsilon = float32(c.epsilon / root)
+    beta1 = float32(c.beta1)
+    beta2 = float32(c.beta2)
     for i in range(theta.size):
         m[i] = beta1 * m[i] + g[i]
         v[i] = beta2 * v[i] + g[i] * g[i]
@@ -345,7 +351,8 @@ def nadam(theta, g, m, v, c, t):
     root = math.sqrt((1 - c.beta2) / (1 - c.beta2**t))
     g_scale = (1 - c.beta1) / (1 - c.beta1**t)
     m_scale = float32((1 - c.beta1) * c.beta1 / (1 - c.beta1 ** (t + 1)) / g_scale)
-    eta, epsilon = float32(c.learning_rate * g_scale / root), float32(c.epsilon / root)
+    eta = float32(c.learning_rate * g_scale / root)
+    epsilon = float32(c.epsilon / root)
     beta1, beta2 = float32(c.beta1), float32(c.beta2)
     for i in range(theta.size):
         m[i] = beta1 * m[i] + g[i]
@@ -420,7 +427,9 @@ def count_right(z, y):
 @compiled(types.Tuple((types.List(MATRIX), types.List(VECTOR)))(VECTOR, INTEGERS))
 def parts(vector, sizes):
     """Cut a vector like theta into [W_1, ..., W_L] and [b_1, ..., b_L] without copying."""
-    Ws, bs, start = [], [], 0
+    Ws = []
+    bs = []
+    start = 0
     for n_in, n_out in zip(sizes[:-1], sizes[1:]):
         Ws.append(vector[start : start + n_in * n_out].reshape(n_in, n_out))
         start += n_in * n_out
@@ -512,7 +521,8 @@ def compile_steps(config, data, network, state):
 def _steps(fixed, config, data, network, _, order, t):
     """Take a step for each batch of images in this order, after t steps; return the mean loss and the accuracy."""
     batch = min(config.batch_size, len(order))
-    images, labels = np.ascontiguousarray(data.x_train), data.y_train[order].astype(np.int64)
+    images = np.ascontiguousarray(data.x_train)
+    labels = data.y_train[order].astype(np.int64)
     rows = batch * max(1, int(FLOPS_PER_CALL / (6 * batch * network.theta.size)))
     total = right = 0
     for i in range(0, len(order), rows):

@@ -266,7 +266,9 @@ class Ledger:
 
     def verdict(self, trial, row):
         """Return why W&B's hyperband would end the trial after this epoch, or None."""
-        epoch, value, sign = row["epoch"], row[self.sweep.metric], self.sweep.sign
+        epoch = row["epoch"]
+        value = row[self.sweep.metric]
+        sign = self.sweep.sign
         if epoch not in self.sweep.bands or epoch >= self.sweep.config(trial.params).epochs:
             return None
         with self._database.turn():

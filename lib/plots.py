@@ -54,7 +54,8 @@ def show(figure, name=None):
 
     If REPORT_FIGURES names a folder, as in `make report`, a figure with a name is written there as PNG and SVG.
     """
-    picture, small = BytesIO(), BytesIO()
+    picture = BytesIO()
+    small = BytesIO()
     figure.savefig(picture, dpi=200, format="png")
     palette = PIL.Image.open(picture).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)  # a third of the size
     palette.save(small, "png", optimize=True)
@@ -202,7 +203,8 @@ def signal(profiles, titles):
     inits, activations = (list(dict.fromkeys(names)) for names in zip(*profiles, strict=True))
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for (init, activation), values in profiles.items():
-            j, style = activations.index(activation), ["--", "-", ":"][inits.index(init)]
+            j = activations.index(activation)
+            style = ["--", "-", ":"][inits.index(init)]
             layers = np.arange(1, len(values[i]) + 1)
             label = f"{init}, {activation}"
             ax.semilogy(layers, values[i], style, marker=MARKERS[j], color=COLORS[j], label=label, markersize=4)
@@ -225,7 +227,8 @@ def curves(histories, metrics=("train_loss", "val_loss", "val_accuracy")):
             runs = runs if isinstance(runs[0], list) else [runs]
             values = np.array([[row[metric] for row in run] for run in runs])
             epochs = np.arange(1, values.shape[1] + 1)
-            color, every = COLORS[j % len(COLORS)], max(1, len(epochs) // 8)
+            color = COLORS[j % len(COLORS)]
+            every = max(1, len(epochs) // 8)
             size = 6 - 3 * (j + 1) / len(histories)  # ever smaller, so that no line hides another
             style = {"marker": MARKERS[j], "markersize": size, "markevery": every}
             ax.plot(epochs, values.mean(0), color=color, label=name, **style)
@@ -376,7 +379,8 @@ def sweep_curves(tables, metrics=("train_accuracy", "val_accuracy", "train_loss"
         table = table.sort_values("best_val_accuracy", na_position="first")
         for ax, metric in zip(row, metrics, strict=True):
             for values, best in zip(table[f"{metric}_history"], table.best_val_accuracy, strict=True):
-                color, last = SHADES(norm(best)), best == table.best_val_accuracy.max()
+                color = SHADES(norm(best))
+                last = best == table.best_val_accuracy.max()
                 epochs = np.arange(1, len(values) + 1)
                 ax.plot(epochs, values, color=COLORS[3] if last else color, linewidth=1.8 if last else 0.7)
             ax.set(title=words(metric), ylim=(0, 2.6 if "loss" in metric else 1))
@@ -535,7 +539,9 @@ def shares(spaces, count=10):
             alone = [(place, name) for place, (name, other) in zip(y, top.index, strict=True) if not other]
             places, names = (list(each) for each in zip(*alone, strict=True))
             style = {"color": COLORS[j], "marker": MARKERS[j], "markersize": 4, "linestyle": "", "linewidth": 1}
-            mean, spread, up = draws[names].mean(), draws[names].std(), np.array(places) + 0.2 - 0.4 * j
+            mean = draws[names].mean()
+            spread = draws[names].std()
+            up = np.array(places) + 0.2 - 0.4 * j
             ax.errorbar(mean, up, xerr=spread, label=f"fANOVA on {runs} runs, mean ± deviation", **style)
         ax.set_yticks(y, _terms(top.index))
         ax.set(title=title, xlabel="share of the variance", xlim=0)
@@ -609,7 +615,9 @@ def regrets(regret, within, low=1e-4):
     """Draw the median regret of searches and its 10 to 90 % band by the budget of epochs; 0 is at `low`."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1), layout="constrained", sharey=True)
     for (search, hyperband), rows in regret.clip(lower=low).groupby(level=[0, 1]):
-        ax, j, rows = axes[int(hyperband)], ["random", "tpe"].index(search), rows.droplevel([0, 1])
+        ax = axes[int(hyperband)]
+        j = ["random", "tpe"].index(search)
+        rows = rows.droplevel([0, 1])
         ax.fill_between(
             rows.columns, rows.loc["q10"], rows.loc["q90"], step="post", color=COLORS[j], alpha=0.2, linewidth=0
         )

@@ -123,7 +123,8 @@ def augment(x, recipe, rng, mirrored=None):
 
 def rectangles(n, rng):
     """Draw a rectangle in each of n images: True inside, (n, 28, 28). Area 2 to 25 %, height / width 1/3 to 3."""
-    side, ratio = 28 * np.sqrt(rng.uniform(0.02, 0.25, n)), np.sqrt(3 ** rng.uniform(-1, 1, n))
+    side = 28 * np.sqrt(rng.uniform(0.02, 0.25, n))
+    ratio = np.sqrt(3 ** rng.uniform(-1, 1, n))
     inside = []
     for length in (side * ratio, side / ratio):
         length = np.rint(length)

@@ -102,7 +102,9 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
     seen = {band: [] for band in BANDS if hyperband}
     ranked = []  # all runs, best first: (-epochs, -value, run)
     found = []
-    best, spent, runs = -1, 0, 0
+    best = -1
+    spent = 0
+    runs = 0
     while spent < budget:
         row = suggest(runs, [run for *_, run in ranked[:GOOD]])
         epochs = _epochs_trained(curves[row], seen)
@@ -123,7 +125,8 @@ def _suggester(points, search, seed, budget):
         return lambda run, best: int(rng.integers(len(points)))
     row_of = np.argsort(points @ STRIDE)
     tried = np.empty((budget, len(SHAPE)), int)
-    mixture, first = np.random.RandomState(seed), np.random.RandomState(seed)
+    mixture = np.random.RandomState(seed)
+    first = np.random.RandomState(seed)
 
     def suggest(run, best):
         tried[run] = tpe(tried[:run], best, mixture, first)
@@ -209,7 +212,8 @@ def regrets(table, replayed, budgets, within=0.005):
     spent = replayed.epochs.to_numpy()
     runs = replayed.runs.to_numpy()
     before = accuracy(table).max() - 0.1  # regret before the first whole training, at chance
-    so_far, needed = {}, {}
+    so_far = {}
+    needed = {}
     for one, at in replayed.groupby(["search", "hyperband", "seed"]).indices.items():
         steps = np.array([before, *left[at]])
         so_far[one] = steps[np.searchsorted(spent[at], budgets, side="right")]

@@ -48,7 +48,8 @@ def compare(study, seed, history):
     """Return a sentence: the training just made, by its history, beside the stored one of this seed."""
     row = study[study.seed == seed].iloc[0]
     now = [epoch["val_accuracy"] for epoch in history]
-    then, same = row.val_accuracy_history[: len(now)], row.machine == tables.machine()
+    then = row.val_accuracy_history[: len(now)]
+    same = row.machine == tables.machine()
     how = "the same machine, to the last bit" if same else "another machine, within its rounding"
     outcome = "agree" if tables.agree(then, now, same) else "DISAGREE"
     return f"seed {seed}, trained again just now: {now[-1]:.4f}; stored: {then[-1]:.4f}; {outcome} ({how})"
@@ -97,7 +98,9 @@ def gradient_checks(seed=0):
 
 def worked_example():
     """Return the vectors of Question 3's example: p, delta_2 of both losses, and of one delta_2 W_2^T and delta_1."""
-    z, y, a = np.array([[2.0, 1.0, 0.0]]), np.array([0]), np.array([[0.6, -0.4]])
+    z = np.array([[2.0, 1.0, 0.0]])
+    y = np.array([0])
+    a = np.array([[0.6, -0.4]])
     W = np.array([[1.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
     deltas = {loss: helpers.LOSSES[loss](z, y)[1] for loss in ("cross_entropy", "mean_squared_error")}
     back = deltas["cross_entropy"] @ W.T

@@ -400,7 +400,8 @@ def _grid_point(space, number):
     frequent."""
     size = math.prod(map(_length, space.values()))
     stride = next(n for n in range(round(0.8537 * size), 2 * size) if math.gcd(n, size) == 1)
-    index, params = number * stride % size, {}
+    index = number * stride % size
+    params = {}
     for name, distribution in reversed(space.items()):  # the last parameter varies fastest
         index, i = divmod(index, _length(distribution))
         params[name] = choices(distribution)[i]

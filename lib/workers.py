@@ -102,10 +102,13 @@ def supervise(ledger, workers, *args):
     args: storage, name, mode of W&B, load(name), train(config, data, on_epoch=..., test=False, mode=..., ...), which is
     train_and_log or returns what that does; workers import both functions.
     """
-    began, key = time.monotonic(), f"session {uuid4()}"
+    began = time.monotonic()
+    key = f"session {uuid4()}"
     ledger.bury(died=False)  # what an earlier call in this process may have left
     shown = {trial.number for trial in ledger.trials(finished=True)}
-    count, team, dead = ledger.sweep.count, [], 0
+    count = ledger.sweep.count
+    team = []
+    dead = 0
     with progress(count, "trial", initial=len(shown)) as bar:
         try:
             while len(shown) < count:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -168,3 +169,28 @@ def test_the_speeds_of_the_readme_are_those_measured():
         float, re.search(r"helpers.py / matrix products: ([\d.]+) .*; ([\d.]+) to ([\d.]+)\)", measured).groups()
     )
     assert f"| {1 / ours:.2f} ({1 / high:.2f} to {1 / low:.2f}) |" in readme
+
+
+def functions(path):
+    """All functions of a file, with their lines of code: without docstring, comments and blank lines."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            start = first.end_lineno if ast.get_docstring(node) else node.lineno
+            lines = (line.strip() for line in text.split("\n")[start : node.end_lineno])
+            yield node, sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def test_files_and_functions_are_short_and_a_line_is_one_statement():
+    code = [path for path in tracked("*.py") if path.parent == ROOT or path.is_relative_to(ROOT / "lib")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in code}
+    assert lines[ROOT / "helpers.py"] <= 650 and lines[ROOT / "sweep.py"] <= 380
+    found = [(path, *function) for path in code for function in functions(path)]
+    longest = max(found, key=lambda one: one[1].end_lineno - one[1].lineno)
+    assert longest[1].end_lineno - longest[1].lineno < 40, f"{longest[0].name}: {longest[1].name}"
+    assert statistics.median(count for _, _, count in found) <= 8
+    nodes = [node for path in code for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    assigned = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)]
+    packed = [node for node in assigned if isinstance(node.targets[0], ast.Tuple)]
+    assert len(packed) <= 6 * sum(lines.values()) / 1000
