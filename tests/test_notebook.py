@@ -290,7 +290,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_report(stored):
         "Fashion-MNIST, test accuracy of the selected configuration": claims.spread(stored.selected.test_accuracy),
         "MNIST, test accuracy": f"{results.best_on_mnist(stored.mnist).test_accuracy.mean():.4f}",
         "best validation accuracy of 150 configurations": f"{stored.runs.best_val_accuracy.max():.4f}",
-        "best validation accuracy of the course's space": f"{stored.grid.accuracy.max():.4f}",
+        "best validation accuracy of the course's whole space": f"{stored.grid.accuracy.max():.4f}",
         "Nesterov, validation accuracy": f"{results.trial(stored, 'nag'):.4f}",
     }
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("|")]
