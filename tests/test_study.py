@@ -73,10 +73,13 @@ def test_rows_that_another_process_has_added_are_kept(tmp_path, monkeypatch):
 
 
 def test_it_is_the_epoch_of_best_validation_accuracy_and_its_weights_are_tested(tmp_path, counted):
-    config = replace(SMALL, epochs=4, learning_rate=2.0)
-    (row,) = study.study("wild", [config], tmp_path, test=True).to_dict("records")
+    configs = [replace(SMALL, epochs=4, learning_rate=2.0, seed=seed) for seed in range(5)]
+    rows = zip(configs, study.study("wild", configs, tmp_path, test=True).to_dict("records"))
+    config, row = next(
+        (config, row) for config, row in rows if max(row["val_accuracy_history"]) > row["val_accuracy_history"][-1]
+    )
     history = row["val_accuracy_history"]
-    assert row["epoch"] == 1 + int(np.argmax(history)) and row["val_accuracy"] == max(history) > history[-1]
+    assert row["epoch"] == 1 + int(np.argmax(history)) and row["val_accuracy"] == max(history)
     data = load_dataset(config.dataset)
     best = train(replace(config, epochs=row["epoch"]), data)
     assert all(row[name] == best.history[-1][name] for name in METRICS)
