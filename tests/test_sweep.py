@@ -46,7 +46,7 @@ IMPORTS = [
     "import platform, time",
     "from pathlib import Path",
     "import numpy as np",
-    "import helpers, sweep, lib.dataset",
+    "import helpers, sweep, lib.dataset, lib.ledger",
 ]
 KILLS = int(os.environ.get("KILLS", 4))  # KILLS=20 pytest tests/test_sweep.py -k kills
 
@@ -73,7 +73,6 @@ def broken(name):
 
 def here(name):
     """A loader of one of two machines, which begins when the other does, and gives it up soon."""
-    lib.ledger.BEAT, lib.ledger.GRACE = 0.2, 4
     Path(f"{platform.node()}.begun").touch()
     while len([*Path().glob("*.begun")]) < 2:
         time.sleep(0.1)
@@ -82,8 +81,13 @@ def here(name):
 
 def elsewhere(name):
     """A loader of another machine, whose processes ours cannot look at."""
-    platform.node = lambda: "elsewhere"
     return here(name)
+
+
+MACHINES = {  # what a process does first, as it is asked who it is before it loads anything
+    "here": "lib.ledger.BEAT, lib.ledger.GRACE = 0.2, 4",
+    "elsewhere": "lib.ledger.BEAT, lib.ledger.GRACE = 0.2, 4\nplatform.node = lambda: 'elsewhere'",
+}
 
 
 def definition(**changes):
@@ -137,10 +141,11 @@ def write(tmp_path):
 def command(*argv, load="tiny"):
     """The command line of sweep.py in a process of its own, on tiny data, with everything it writes in this folder."""
     loaders = [inspect.getsource(one) for one in (tiny, broken, here, elsewhere)]  # without all that is imported here
-    with lib.files.write_atomically("loaders.py") as file:  # another process may be importing it
-        file.write("\n".join([*IMPORTS, *loaders]).encode())
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {os.getcwd()!r}]; import loaders, sweep; "
-    code += f"sys.exit(sweep.main(load=loaders.{load}))"
+    module = f"loaders_{load}"
+    with lib.files.write_atomically(f"{module}.py") as file:  # another process may be importing it
+        file.write("\n".join([*IMPORTS, MACHINES.get(load, ""), *loaders]).encode())
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {os.getcwd()!r}]; import {module}, sweep; "
+    code += f"sys.exit(sweep.main(load={module}.{load}))"
     return [sys.executable, "-c", code, *map(str, argv), *([] if "--folder" in argv else ["--folder", "."])]
 
 
