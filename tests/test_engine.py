@@ -383,7 +383,7 @@ def test_a_damaged_cache_is_not_needed(suffix, cache):
     code = (
         "import numpy as np, helpers, lib.engine as e\n"
         "one = np.ones(1, np.float32)\n"
-        "e.sgd(one, one.copy(), one, one, e.Settings(0.25, 0, 0, 0, 0, 0), 1)\nprint(one[0])"
+        "e.sgd(one, one.copy(), one, one, e.Settings(0.25, 0.0, 0.0, 0.0, 0.0, 0.0), 1)\nprint(one[0])"
     )
     assert python(code, NUMBA_CACHE_DIR=str(cache[0])).stdout == "0.75\n"
 
