@@ -616,7 +616,8 @@ def _epoch(config, data, network, step, steps, epoch):
         if not math.isfinite(train_loss):
             return {"epoch": epoch, "train_loss": train_loss}
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
-    row = {"epoch": epoch} | dict(zip(METRICS, (train_loss, train_accuracy, val_loss, val_accuracy)))
+    values = (train_loss, train_accuracy, val_loss, val_accuracy)
+    row = {"epoch": epoch} | dict(zip(METRICS, values, strict=True))
     return row | {"seconds": time.perf_counter() - began, "step_seconds": step_seconds}
 
 

@@ -391,7 +391,7 @@ def test_widths_of_each_layer_are_stored_as_they_are_read(tmp_path, monkeypatch)
 
 GROWN = {  # a line of helpers.py, and what it becomes: one more metric, and one more field of Config
     r"(METRICS = .*)\)\n": r'\1, "val_margin")\n',
-    r'(    row = {"epoch": epoch} .*\n)': r'\1    row["val_margin"] = val_loss - 9\n',
+    r"(    values = .*)\)\n": r"\1, val_loss - 9)\n",
     r"(    epsilon: float = .*\n)": r'    beta3: float = _setting(0.25, "[0, 1)", "of something new")\n\1',
 }
 
