@@ -31,7 +31,7 @@ SHORT = dict(zip(LONG.split(), "wp we d e b l o lr m beta beta1 beta2 eps w_d w_
 
 
 def _allowed(f):
-    """What a field of Config takes, in words."""
+    """Return what a field of Config takes, in words."""
     if f.name == "hidden_size":
         return f"a whole number in {f.metadata['allowed']}, or one for each layer: 256 128"
     if f.type is not str:
@@ -53,14 +53,14 @@ NAMES = {f"--{name}": name for name in FLAGS} | {f"-{short}": name for name, sho
 
 
 def usage():
-    """What --help prints."""
+    """Return what --help prints."""
     shorts = {name: f"-{short}," for name, short in SHORT.items()}
     rows = [f"  {shorts.get(name, ''):7} --{name:14} {m}: {a} (default: {d})" for name, (d, m, a) in FLAGS.items()]
     return "\n".join([describe("train.py"), "", *rows])
 
 
 def parse(argv):
-    """The flags in argv, {name: text}. Not argparse: it takes -n for -nhl, and the -1e-3 of `-lr -1e-3` for a flag."""
+    """Return the flags in argv, {name: text}. Not argparse: it takes -n for -nhl, and `-lr -1e-3` for two flags."""
     given = {}
     tokens = deque(argv)
     while tokens:
@@ -79,7 +79,7 @@ def parse(argv):
 
 
 def read_config(given):
-    """The Config of the flags given. Raises InputError if one is not allowed."""
+    """Return the Config of the flags given. Raises InputError if one is not allowed."""
     values = {f.name: given[f.name] for f in fields(Config) if f.name in given}
     for f in fields(Config):
         if f.name in given:
@@ -92,7 +92,7 @@ def read_config(given):
 
 
 def read_options(given):
-    """The other flags given, as keywords of train_and_log. Raises InputError if one is not allowed."""
+    """Return the other flags given, as keywords of train_and_log. Raises InputError if one is not allowed."""
     project = given.get("wandb_project", PROJECT)
     check_project(project)
     files = {name: _writable(name, given[name]) for name in ("checkpoint", "save") if name in given}
@@ -107,7 +107,7 @@ def read_options(given):
 
 
 def _writable(flag, text):
-    """The path of a file that can be written. Raises InputError, naming the flag, if it cannot be."""
+    """Return the path of a file that can be written. Raises InputError, naming the flag, if it cannot be."""
     path = Path(text).absolute()
     try:
         if path.exists() and not path.is_file():
@@ -120,7 +120,7 @@ def _writable(flag, text):
 
 
 def _same_file(one, other):
-    """Whether two paths lead to one file, now or once it is written, by a link or through one."""
+    """Return whether two paths lead to one file, now or once it is written, by a link or through one."""
     return os.path.realpath(one) == os.path.realpath(other) or one.exists() and other.exists() and one.samefile(other)
 
 

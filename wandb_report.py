@@ -33,20 +33,20 @@ def spread(values):
 
 
 def in_words(config):
-    """What distinguishes a configuration."""
+    """Return what distinguishes a configuration."""
     shape = f"{config.num_layers} × {config.hidden_size} {config.activation}, {config.weight_init}, {config.optimizer}"
     rates = f"rate {config.learning_rate:.3g}, decay {config.weight_decay:.2g}, batch {config.batch_size}"
     return f"{shape}, {rates}, {config.epochs} epochs"
 
 
 def markdown(table):
-    """A block with a table: a list of dictionaries, one for each row, whose keys are the columns."""
+    """Return a block with a table: a list of dictionaries, one for each row, whose keys are the columns."""
     lines = [list(table[0]), ["---"] * len(table[0]), *(row.values() for row in table)]
     return wr.MarkdownBlock("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
 
 def by_config(study, name, key):
-    """A block with the trainings of a study: those that differ in nothing but their seed are one row."""
+    """Return a block with the trainings of a study: those that differ in nothing but their seed are one row."""
     groups = study.groupby([str(asdict(config_of(row)) | {"seed": 0}) for _, row in study.iterrows()], sort=False)
     rows = [
         {name: key(config_of(t.iloc[0])), "seeds": len(t), "validation accuracy": spread(t.val_accuracy)}
@@ -57,12 +57,12 @@ def by_config(study, name, key):
 
 
 def runset(name, where, **config):
-    """The runs with this configuration."""
+    """Return the runs with this configuration."""
     return wr.Runset(**where, name=name, filters=" and ".join(f"Config('{k}') == {v!r}" for k, v in config.items()))
 
 
 def charts(*names, **options):
-    """A panel for each metric: its course over the epochs."""
+    """Return a panel for each metric: its course over the epochs."""
     return [wr.LinePlot(title=name, x="epoch", y=[name], title_x="epoch", **options) for name in names]
 
 
@@ -78,7 +78,7 @@ def worth(sweep):
 
 
 def blocks(where, best):
-    """The report's blocks. where: entity and project of the runs; best: the id of the run to show."""
+    """Return the report's blocks. where: entity and project of the runs; best: the id of the run to show."""
     sweeps = [load_results(name) for name in ("random", "bayes")]
     chosen = load_study("selected")
     one = [wr.Runset(**where, name="Best run", filters=f"Metric('ID') == '{best}'")]
@@ -97,7 +97,7 @@ def blocks(where, best):
 
 
 def summary(runs, chosen):
-    """What was found, in words."""
+    """Return what was found, in words."""
     return (
         "A network, its backpropagation and its optimisers in NumPy. Best validation accuracy of "
         f"{len(runs)} configurations: {runs.best_val_accuracy.max():.4f}. Test accuracy of the one selected: "
@@ -138,7 +138,7 @@ def best_runs(runs):
 
 
 def confusion_matrix():
-    """The panel that wandb.plot.confusion_matrix has logged."""
+    """Return the panel that wandb.plot.confusion_matrix has logged."""
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
         chart_name="wandb/confusion_matrix/v1",

@@ -66,7 +66,7 @@ def progress(total, unit, initial=0):
 
 
 def number(name, text):
-    """The whole number in a text. Raises InputError, naming the argument, for anything but a few digits."""
+    """Return the whole number in a text. Raises InputError, naming the argument, for anything but a few digits."""
     if not re.fullmatch("[0-9]{1,18}", text):
         raise InputError(f"{name} is {text!r}; allowed: a whole number from 0")
     return int(text)
@@ -89,12 +89,12 @@ def widths(text):
 
 
 def describe(program):
-    """The docstring of a program at the top of the project, read from its file: `python -OO` keeps none."""
+    """Return the docstring of a program at the top of the project, read from its file: `python -OO` keeps none."""
     return ast.get_docstring(ast.parse((ROOT / program).read_text(encoding="utf-8")))
 
 
 def as_json(value):
-    """A value as one line of JSON, which knows no NaN and no infinity: they are null."""
+    """Write a value as one line of JSON, which knows no NaN and no infinity: they are null."""
 
     def finite(part):
         if isinstance(part, dict):

@@ -384,7 +384,7 @@ def gather(images, rows, x):
 
 @compiled(void(VECTOR, MATRIX))
 def fill_rows(b, z):
-    """Each row of z <- b."""
+    """Set each row of z to b."""
     for i in range(z.shape[0]):
         for j in range(b.size):
             z[i, j] = b[j]

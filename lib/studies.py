@@ -87,7 +87,7 @@ DIGITS = {name: replace(config, dataset="mnist") for name, config in DIGITS.item
 
 
 def with_seeds(configs, count):
-    """Each of the configs with the seeds 0 to count - 1."""
+    """Return each of the configs with the seeds 0 to count - 1."""
     return [replace(config, seed=seed) for config in configs for seed in range(count)]
 
 
@@ -124,7 +124,7 @@ STUDIES = {
 
 
 def load_study(name, folder=FOLDER):
-    """The stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
+    """Return the stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"

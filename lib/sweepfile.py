@@ -60,7 +60,7 @@ class Sweep(NamedTuple):
         return 1 if self.definition["metric"]["goal"] == "maximize" else -1
 
     def config(self, params):
-        """The Config of a trial with these parameters of Optuna's."""
+        """Return the Config of a trial with these parameters of Optuna's."""
         specs = self.definition["parameters"]
         return Config(**{name: _decoded(name, _rounded(x, specs[name].get("q"))) for name, x in params.items()})
 
@@ -97,7 +97,7 @@ class Loader(yaml.SafeLoader):
         return sizes[id(node)]
 
     def _parts(self, node, where):
-        """What a node consists of, keys included, each with its name. Raises InputError for a key given twice."""
+        """Return the parts of a node, keys included, each with its name. Raises InputError for a key given twice."""
         if isinstance(node, yaml.SequenceNode):
             return [(f"{where}[{i}]", part) for i, part in enumerate(node.value)]
         parts = {}
@@ -112,7 +112,7 @@ class Loader(yaml.SafeLoader):
         return [*keys, *parts.items()]
 
     def _is_plain(self, node):
-        """Whether a value can be made of a node, and is not a number that is infinite or huge."""
+        """Return whether a value can be made of a node, and is not a number that is infinite or huge."""
         try:
             value = self.construct_object(node) if node.tag != MERGE else None
         except (ValueError, TypeError, KeyError, AttributeError):  # what PyYAML makes of `!!int x`
@@ -127,7 +127,7 @@ def _refuse(node, where, what, allowed):
 
 
 def load_yaml(path):
-    """What a YAML file says. Raises InputError, with the line, unless all is there once, finite and plain."""
+    """Return what a YAML file says. Raises InputError, with the line, unless all is there once, finite and plain."""
     with open(path, "rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -147,7 +147,7 @@ def load_yaml(path):
 
 
 def shown(value):
-    """A value in a sentence: no longer than one reads."""
+    """Return a value in a sentence: no longer than one reads."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-50:]}"
 
@@ -156,7 +156,7 @@ def shown(value):
 
 
 def read_sweep(path, count=None, quick=False):
-    """The Sweep in a file. Raises InputError, naming the key, for what W&B would refuse or we do not have."""
+    """Return the Sweep in a file. Raises InputError, naming the key, for what W&B would refuse or we do not have."""
     try:
         given = load_yaml(path)
         return check_sweep({"name": Path(path).stem, **given} if isinstance(given, dict) else given, count, quick)
@@ -165,7 +165,7 @@ def read_sweep(path, count=None, quick=False):
 
 
 def check_sweep(given, count=None, quick=False):
-    """The Sweep of a definition, with W&B's defaults. Raises InputError, naming the key, if that cannot be."""
+    """Return the Sweep of a definition, with W&B's defaults. Raises InputError, naming the key, if that cannot be."""
     _check_keys(given)
     metric = {"goal": "minimize", **given["metric"]}
     definition = {"project": PROJECT, **given, "metric": metric, "parameters": dict(given["parameters"])}
@@ -233,7 +233,7 @@ def one_of(where, value, allowed):
 
 
 def whole(where, value, low=1, high=math.inf):
-    """The value. Raises InputError unless it is a whole number from `low` to `high`."""
+    """Return the value. Raises InputError unless it is a whole number from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         ends = f"from {low}" if high == math.inf else f"from {low} to {high}"
         raise InputError(f"{where} is {shown(value)}; allowed: a whole number {ends}{_hint(value)}")
@@ -241,7 +241,7 @@ def whole(where, value, low=1, high=math.inf):
 
 
 def _hint(given):
-    """What to say of a number that YAML takes for a text."""
+    """Return what to say of a number that YAML takes for a text."""
     found = re.search(r"'([-+]?\d+)(\.\d*)?([eE])([-+]?)(\d+)'", repr(given))
     if not found:
         return ""
@@ -253,7 +253,7 @@ def _hint(given):
 
 
 def _space(parameters):
-    """The parameters as Optuna's distributions; gives each of them W&B's defaults. Raises InputError, naming it."""
+    """Return the parameters as Optuna's distributions, with W&B's defaults. Raises InputError, naming the parameter."""
     space = {}
     for name, spec in parameters.items():
         try:
@@ -266,7 +266,7 @@ def _space(parameters):
 
 
 def _with_distribution(spec):
-    """The keys of a parameter, checked, with W&B's default of its distribution."""
+    """Return the keys of a parameter, checked, with W&B's default of its distribution."""
     _keys("it", spec, [], ["value", "values", *RANGE, "q", "distribution"])
     types = {type(spec[end]) for end in RANGE if end in spec}
     if "distribution" not in spec and types == {int, float}:
@@ -282,7 +282,7 @@ def _with_distribution(spec):
 
 
 def _distribution(name, spec):
-    """A parameter as Optuna's distribution, if all that it can become is accepted by its field of Config."""
+    """Return a parameter as Optuna's distribution, if all that it can become is accepted by its field of Config."""
     kind = spec["distribution"]
     if kind in ("constant", "categorical"):
         return CategoricalDistribution(_choices(name, [spec["value"]] if kind == "constant" else spec["values"]))
@@ -304,7 +304,7 @@ def _distribution(name, spec):
 
 
 def _choices(name, values):
-    """The values of a parameter as Config spells them; lists, of hidden_size, as texts: Optuna has no lists."""
+    """Return the values of a parameter as Config spells them; lists, of hidden_size, as texts: Optuna has no lists."""
     accepted = [_accepted(name, value) for value in values] if isinstance(values, list) else []
     choices = [str(value) if isinstance(value, list) else known for value, known in zip(values, accepted)]
     if not choices or len(set(choices)) < len(choices):
@@ -313,12 +313,12 @@ def _choices(name, values):
 
 
 def _accepted(name, value):
-    """The value as its field of Config spells it. Raises InputError if it does not accept it."""
+    """Return the value as its field of Config spells it. Raises InputError if it does not accept it."""
     return getattr(Config(**{name: value}), name)
 
 
 def _decoded(name, value):
-    """A value of Optuna's as Config takes it: hidden_size may be the text of a list."""
+    """Return a value of Optuna's as Config takes it: hidden_size may be the text of a list."""
     return widths(value) if name == "hidden_size" and isinstance(value, str) else value
 
 
@@ -348,7 +348,7 @@ def _rounded(x, q):
 
 
 def _length(distribution):
-    """How many values a distribution has, for a grid."""
+    """Return how many values a distribution has, for a grid."""
     if isinstance(distribution, FloatDistribution):
         raise InputError("method is 'grid', which takes no range of real numbers; allowed: value, values, int_uniform")
     if isinstance(distribution, IntDistribution):
@@ -357,7 +357,7 @@ def _length(distribution):
 
 
 def choices(distribution):
-    """The values that a distribution can take, in order. Raises InputError for a range of real numbers."""
+    """Return the values that a distribution can take, in order. Raises InputError for a range of real numbers."""
     _length(distribution)
     whole = isinstance(distribution, IntDistribution)
     return range(distribution.low, distribution.high + 1) if whole else distribution.choices
@@ -385,7 +385,7 @@ def _hyperband(given):
 
 
 def suggest(sweep, trials, seed):
-    """The parameters of the next trial: by its number (grid), the seed (random), and the trials before it (bayes)."""
+    """Return the parameters of the next trial: by its number (grid), the seed (random), the trials before (bayes)."""
     if sweep.definition["method"] == "grid":
         return _grid_point(sweep.space, len(trials))
     state = int(np.random.SeedSequence([seed, len(trials)]).generate_state(1)[0])
@@ -395,9 +395,11 @@ def suggest(sweep, trials, seed):
 
 
 def _grid_point(space, number):
-    """The parameters of a trial of a grid, which is walked in strides coprime to its size, so that the first trials are
-    a balanced sample: for sweeps/grid.yaml, this one of all its 1,944 strides leaves pairs of values the most equally
-    frequent."""
+    """Return the parameters of a trial of a grid.
+
+    It is walked in strides coprime to its size, so that the first trials are a balanced sample: for sweeps/grid.yaml,
+    this one of all its 1,944 strides leaves pairs of values the most equally frequent.
+    """
     size = math.prod(map(_length, space.values()))
     stride = next(n for n in range(round(0.8537 * size), 2 * size) if math.gcd(n, size) == 1)
     index = number * stride % size

@@ -65,7 +65,7 @@ def machine(backend="numpy"):
 
 
 def backend_of(row):
-    """The backend that has trained a row of a table, which its machine tells."""
+    """Return the backend that has trained a row of a table, which its machine tells."""
     return "compiled" if ", compiled by " in str(row["machine"]) else "numpy"
 
 

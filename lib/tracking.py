@@ -29,7 +29,7 @@ MODES = ("online", "offline", "disabled")
 
 
 def quiet_wandb():
-    """The wandb module, told to print nothing, to leave the console alone, and not to wait for a network for ever."""
+    """Return the wandb module, told to print nothing, to leave the console alone, and to wait for no network long."""
     import wandb  # 1 s, and not needed if W&B is disabled
 
     _keep_with_the_runs(wandb.env)
@@ -58,7 +58,7 @@ def _keep_with_the_runs(env):
 
 
 def is_disabled():
-    """Whether `wandb disabled` or $WANDB_MODE has turned W&B off, with a key or without."""
+    """Return whether `wandb disabled` or $WANDB_MODE has turned W&B off, with a key or without."""
     try:
         return quiet_wandb().setup().settings.mode == "disabled"
     except Exception:  # whatever W&B makes of a bad setting: nobody has turned it off
@@ -66,7 +66,7 @@ def is_disabled():
 
 
 def online_mode():
-    """What `wandb online|offline` has set. Raises InputError if W&B is off or has no key; without a network."""
+    """Return what `wandb online|offline` has set. Raises InputError if W&B is off or has no key; without a network."""
     if is_disabled():
         raise InputError("W&B is disabled; allowed: after `wandb online`, without WANDB_MODE=disabled")
     try:
@@ -81,7 +81,7 @@ def online_mode():
 
 
 def default_mode():
-    """What `wandb online|offline|disabled` has set; offline if W&B has no key, and say so."""
+    """Return what `wandb online|offline|disabled` has set; offline if W&B has no key, and say so."""
     if is_disabled():
         return "disabled"
     try:
@@ -129,7 +129,7 @@ class Log:
             self.trouble = self.trouble or error
 
     def stop(self, *_):
-        """The run is ended on W&B's side: by early termination, or by hand."""
+        """Note that the run has been ended on W&B's side: by early termination, or by hand."""
         self.stopped = "stopped by W&B"
 
     def finish(self, status):
@@ -162,7 +162,7 @@ def check_upload(run):
 
 
 def log_test(run, data, predicted, accuracy, step):
-    """The test accuracy, the confusion matrix of the test images, and one image of each class."""
+    """Log the test accuracy, the confusion matrix of the test images, and one image of each class."""
     wandb = quiet_wandb()
     names = list(data.class_names)
     labels = {"y_true": data.y_test.tolist(), "preds": predicted.tolist(), "class_names": names}
@@ -225,7 +225,7 @@ def train_compiled(config, data, **about):
 
 
 def plain(config):
-    """The Config as a dictionary of what JSON and W&B know: a tuple is a list."""
+    """Return the Config as a dictionary of what JSON and W&B know: a tuple is a list."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
@@ -271,7 +271,7 @@ def _save(path, network):
 
 
 def _test(network, data, log, step):
-    """The accuracy on the test images, which is logged with what there is to see of them."""
+    """Return the accuracy on the test images, which is logged with what there is to see of them."""
     predicted = network.predict(data.x_test).argmax(axis=1)
     accuracy = float(np.mean(predicted == data.y_test))
     log(log_test, data, predicted, accuracy, step)
@@ -279,7 +279,7 @@ def _test(network, data, log, step):
 
 
 def _outcome(history, stopped, finite, test_accuracy, n_train):
-    """What came out of a training, without its Config."""
+    """Return what came out of a training, without its Config."""
     final = history[-1] if finite else dict.fromkeys(METRICS)
     best = max(history, key=lambda row: row["val_accuracy"], default={})  # the first of equals
     step_seconds = sum(row["step_seconds"] for row in history)

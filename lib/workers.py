@@ -28,7 +28,7 @@ LOOK = 0.3  # seconds between two looks at what others do
 
 
 def _start_worker(storage, name, mode, *functions):
-    """A process in a group of its own, so that Ctrl-C is for this one alone; it ends when its standard input does."""
+    """Start a process in a group of its own, so that Ctrl-C is for us alone; it ends when its standard input does."""
     code = f"import sys; sys.path[:] = {sys.path}; import lib.workers; lib.workers.work()"
     process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, process_group=0)
     with suppress(BrokenPipeError):  # it is dead already: that is noticed where its end is waited for
