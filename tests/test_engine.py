@@ -425,6 +425,14 @@ def test_an_interruption_ends_an_epoch(engine, tmp_path):
     assert time.perf_counter() - began < 2 * 3  # 2 seconds, on a machine that does nothing else
 
 
+def test_the_arrays_of_a_step_never_delay_each_other(engine):
+    arrays = [np.empty(size, np.float32) for size in (200_000, 200_000, 7)]
+    copies = engine.spread(arrays)
+    offsets = [copy.ctypes.data % 4096 for copy in copies]
+    assert offsets == [0, 1024, 2048]
+    assert [copy.shape for copy in copies] == [array.shape for array in arrays]
+
+
 # ---------------------------------------------------------------------------------------------------- the command lines
 
 COMMANDS = {
