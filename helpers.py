@@ -30,7 +30,10 @@ BLAS = ThreadpoolController()  # these matrices are too small to share between t
 
 
 class InputError(ValueError):
-    """Invalid input: a flag, a file, a table or an array. The message names it and says what is allowed."""
+    """Invalid input: a flag, a file, a table or an array. The message, one line, names it and says what is allowed."""
+
+    def __init__(self, message):  # of several lines, where it quotes a value or another error
+        super().__init__(" ".join(filter(None, map(str.strip, str(message).splitlines()))))
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
@@ -451,7 +454,7 @@ def number(name, value, kind, interval):
     """Return `value` as an int or a float in an interval like "[0, 1)". Raises InputError if it is not one."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     try:
-        text = " ".join(repr(value).split())
+        text = repr(value)
         fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
         exact = kind(value) if fits and low <= value <= high else math.nan  # what is next to 1 may be rounded to 1
     except (OverflowError, ValueError):  # beyond any float, or thousands of digits

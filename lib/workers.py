@@ -131,7 +131,7 @@ def _bury(ledger, team):
     ended = [process for process in team if process.poll() is not None]
     for process in ended:
         if process.returncode == 2:
-            raise InputError(process.stdout.read().decode())
+            raise InputError(process.stdout.read().decode(errors="replace"))
         team.remove(process)
     if ended:
         ledger.bury({process.pid for process in ended})

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,11 +12,17 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import psutil
 import pytest
 
-from helpers import InputError
+import helpers
+from helpers import InputError, make_optimizer
 from lib import cli
+from lib.export import make
+from lib.files import read_npz
+from lib.parallel import train_all
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ["train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "report.py", "wandb_report.py"]
@@ -208,3 +215,39 @@ def test_ctrl_c_ends_trainings_side_by_side_with_one_sentence(wait, tmp_path):
             running.kill()
     left = [one for one in psutil.process_iter() if group(one) == running.pid]
     assert not psutil.wait_procs(left, timeout=20)[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["one\n  two\r\n\r\n\tthree\n", "\n\none\x0btwo\x0cthree", "one\u2028two\x85 three", "one two three"]
+)
+def test_an_input_error_is_one_line_whatever_it_quotes(text):
+    for error in (InputError(text), cli.Unsaved(text, {}), pickle.loads(pickle.dumps(InputError(text)))):
+        assert str(error) == "one two three" and error.args == ("one two three",)
+    assert str(InputError("a path with  two spaces")) == "a path with  two spaces"
+    assert str(InputError(ValueError("one\ntwo"))) == "one two"
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise TypeError("first line\nsecond line")
+
+
+def test_what_others_say_in_several_lines_is_put_in_one(tmp_path, monkeypatch):
+    """Text of another exception, a user's value, a name of a file."""
+    made = np.zeros((50, 50))
+    path = tmp_path / "a\nb.ipynb"
+    monkeypatch.setitem(helpers.OPTIMIZERS, "mine", lambda theta, config: made)
+    monkeypatch.setattr(nbformat, "validate", raising(AssertionError()))
+    path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    calls = {
+        "optimizer 'mine' returns array": lambda: make_optimizer(made, helpers.Config(optimizer="mine")),
+        "epochs is array": lambda: helpers.Config(epochs=made),
+        "num_layers is 3": lambda: helpers.Config(num_layers=3, hidden_size=[made, made]),
+        "an entry of": lambda: list(train_all([Unsendable()])),
+        "cannot read": lambda: read_npz(tmp_path / "c\nd.npz", "a network", set()),
+        "cannot read .*: AssertionError": lambda: make.read(path),
+    }
+    for words, call in calls.items():
+        with pytest.raises(InputError, match=f"^{words}") as error:
+            call()
+        assert len(str(error.value).splitlines()) == 1

@@ -57,7 +57,8 @@ def read(path):
         nb = nbformat.read(path, as_version=4)
         nbformat.validate(nb)
     except Exception as error:  # no file, not JSON, not a notebook: nbformat has an exception for each
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        first = (str(error) or type(error).__name__).splitlines()[0]  # nbformat's go on for pages
+        raise InputError(f"cannot read {path}: {first}") from None
     return nb
 
 
