@@ -164,11 +164,12 @@ class Network:
     """A fully connected network: a_0 = x;  z_l = a_{l-1} W_l + b_l;  a_l = f(z_l);  the last z are the logits.
 
     sizes: the widths, input and output included, for example [784, 128, 128, 10]: any number, any width.
-    activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a Generator or a seed. dtype: of all arrays.
+    activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a Generator or a seed. dtype: float32 or float64.
 
     All parameters are views into one vector `theta` (all weights first, then all biases), all gradients views into
     another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes or names not allowed,
-    and, in every method, for images and labels that do not fit.
+    for a function under such a name that does not do what it should, and, in every method, for images and labels that
+    do not fit.
     """
 
     def __init__(self, sizes, activation="tanh", weight_init="Xavier", rng=None, dtype=np.float32):
@@ -176,7 +177,9 @@ class Network:
         if len(self.sizes) < 2:
             raise InputError(f"sizes is {self.sizes}; allowed: two or more widths")
         self.activation = choice("activation", activation, ACTIVATIONS)
-        self.f, self.derivative = ACTIVATIONS[self.activation]
+        families = import_module("lib.families")  # which tries what a user may have added
+        dtype = families.floating(dtype)
+        self.f, self.derivative = families.activation(self.activation, self.sizes[1], dtype)
         shapes = list(zip(self.sizes, self.sizes[1:]))
         self.n_weights = sum(n_in * n_out for n_in, n_out in shapes)
         self.theta = np.zeros(self.n_weights + sum(self.sizes[1:]), dtype)
@@ -188,7 +191,7 @@ class Network:
         draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
         rng = np.random.default_rng(rng)
         for W in self.W:
-            W[:] = draw(rng, *W.shape)
+            families.fill_weights(W, draw, rng)
         self._buffers = []  # a, delta, f' of each layer, and ones, for the longest batch so far
         self._use(1)
 
@@ -253,7 +256,7 @@ class Network:
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
         """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
         y = check_labels("y", y, len(x), self.sizes[-1])
-        return self.descend(x, y, LOSSES[choice("loss", loss, LOSSES)], weight_decay)
+        return self.descend(x, y, import_module("lib.families").loss(loss, y, self), weight_decay)
 
     def descend(self, x, y, loss, weight_decay):
         """Do what `objective` does, for labels that are known to be right and a loss function: one step of `train`."""
@@ -423,14 +426,6 @@ def nadam(theta, config):
 OPTIMIZERS = {"sgd": sgd, "momentum": momentum, "nag": nag, "rmsprop": rmsprop, "adam": adam, "nadam": nadam}
 
 
-def make_optimizer(theta, config):
-    """Return step and state of the optimiser of `config`. Raises InputError if it does not hand them over as above."""
-    made = OPTIMIZERS[config.optimizer](theta, config)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict)):
-        raise InputError(f"optimizer {config.optimizer!r} returns {made!r}; allowed: step, state, the latter a dict")
-    return made
-
-
 # -------------------------------------------------------------------------------------------------------- configuration
 
 DATASETS = {"fashion_mnist": None, "mnist": None}  # name: a function that returns the Dataset; None: read from data/
@@ -532,7 +527,7 @@ class Config:
 def evaluate(network, x, y, loss="cross_entropy"):
     """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
     y = check_labels("y", y, len(x), network.sizes[-1])
-    loss = LOSSES[choice("loss", loss, LOSSES)]
+    loss = import_module("lib.families").loss(loss, y, network)
     total, right = 0.0, 0
     for i in range(0, len(x), 1000):
         labels = y[i : i + 1000]
@@ -561,19 +556,19 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
-    network: train this one, in place, instead of a new one. backend: one of BACKENDS.
+    network: train this one, in place, instead of a new one; to resume, as it was at first or as `checkpoint` has it.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
-    patience: stop after this many epochs without a better val_accuracy.
+    patience: stop after this many epochs without a better val_accuracy. backend: one of BACKENDS.
     checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
-    Raises InputError for data that do not fit the network, and for a checkpoint or an optimiser that cannot be resumed.
+    Raises InputError for data, functions of one's own or a checkpoint that do not fit, or what cannot be resumed.
     """
     network = new_network(config, data) if network is None else network
-    for name in ("train", "val"):
-        check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
+    families = import_module("lib.families")
+    families.check_training(config, data, network)
     patience = None if patience is None else number("patience", patience, int, "[1, inf)")
-    step, state = make_optimizer(network.theta, config)
+    step, state = families.make_optimizer(network.theta, config)
     steps = _steps
     if choice("backend", backend, BACKENDS) == "compiled":
         steps = import_module("lib.engine").compile_steps(config, data, network, state) or _steps
@@ -610,6 +605,7 @@ def _finished(history, epochs, patience):
 
 def _epoch(config, data, network, step, steps, epoch):
     """Train for one pass over the images in a seeded order, then validate; return a row of the history."""
+    before = network.theta.copy()
     began = time.perf_counter()
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data.x_train))
     t = (epoch - 1) * -(-len(order) // config.batch_size)
@@ -618,6 +614,8 @@ def _epoch(config, data, network, step, steps, epoch):
         step_seconds = time.perf_counter() - began
         if not math.isfinite(train_loss):
             return {"epoch": epoch, "train_loss": train_loss}
+        if np.array_equal(before, network.theta):
+            import_module("lib.families").check_moves(before, config)
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
     values = (train_loss, train_accuracy, val_loss, val_accuracy)
     row = {"epoch": epoch} | dict(zip(METRICS, values, strict=True))

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from helpers import Config, InputError, Network, make_optimizer
+from helpers import Config, InputError, Network
+from lib.families import make_optimizer
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock

@@ -12,7 +12,8 @@ from functools import partial, reduce
 
 import numpy as np
 
-from helpers import WEIGHT_INITS, InputError, Network
+from helpers import WEIGHT_INITS, InputError, Network, choice
+from lib.families import fill_weights, floating
 from lib.files import NETWORKS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
@@ -75,10 +76,10 @@ class Dense(Layer):
     def __init__(self, n_in, n_out, weight_init="He"):
         self.matrices = [(n_in, n_out)]
         self.vectors = [(n_out,)]
-        self.draw = WEIGHT_INITS[weight_init]
+        self.draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
 
     def begin(self, rng):
-        self.W[0][:] = self.draw(rng, *self.W[0].shape)
+        fill_weights(self.W[0], self.draw, rng)
 
     def forward(self, x, mode):
         self.shape = x.shape
@@ -287,9 +288,9 @@ class Stack(Network):
         self.shapes = matrices + vectors + remembered
         self.n_weights = sum(map(math.prod, matrices))
         self.n_parameters = self.n_weights + sum(map(math.prod, vectors))
-        self.theta = np.zeros(self.n_parameters + sum(map(math.prod, remembered)), dtype)
+        self.theta = np.zeros(self.n_parameters + sum(map(math.prod, remembered)), floating(dtype))
         self.gradient = np.zeros_like(self.theta)
-        self._scratch = np.empty(self.n_weights, dtype)
+        self._scratch = np.empty(self.n_weights, self.theta.dtype)
         self._share_out()
         for layer in self.every:
             layer.begin(rng or np.random.default_rng())

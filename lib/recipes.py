@@ -10,9 +10,10 @@ from zlib import crc32
 
 import numpy as np
 
-from helpers import BLAS, Config, InputError, cross_entropy, evaluate, make_optimizer, one_hot
+from helpers import BLAS, Config, InputError, cross_entropy, evaluate, one_hot
 from lib import tables
 from lib.dataset import DATA_DIR
+from lib.families import make_optimizer
 from lib.files import fill, fingerprint, load_checkpoint, locked, read_npz, save_checkpoint, write_npz
 from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
 

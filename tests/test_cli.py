@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 import helpers
-from helpers import InputError, make_optimizer
+from helpers import InputError
 from lib import cli
 from lib.export import make
+from lib.families import make_optimizer
 from lib.files import read_npz
 from lib.parallel import train_all
 
@@ -240,7 +241,7 @@ def test_what_others_say_in_several_lines_is_put_in_one(tmp_path, monkeypatch):
     monkeypatch.setattr(nbformat, "validate", raising(AssertionError()))
     path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     calls = {
-        "optimizer 'mine' returns array": lambda: make_optimizer(made, helpers.Config(optimizer="mine")),
+        "optimizer 'mine' returns float64": lambda: make_optimizer(made, helpers.Config(optimizer="mine")),
         "epochs is array": lambda: helpers.Config(epochs=made),
         "num_layers is 3": lambda: helpers.Config(num_layers=3, hidden_size=[made, made]),
         "an entry of": lambda: list(train_all([Unsendable()])),

@@ -1,0 +1,153 @@
+"""What stands in the dictionaries of helpers.py, tried before a training relies on it: a user may have added it.
+
+A function that makes a new array where it should work in place is no error of Python's: the network would train on,
+as if the function were not there. So each is called once on a few numbers, and refused in a sentence if it does not do
+what helpers.py says above its dictionary. What a user's function raises is told in that sentence, too.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Real
+
+import numpy as np
+
+from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, WEIGHT_INITS, InputError, check_labels, choice
+
+STEPS = 64  # of an optimiser that may sum gradients up before it moves theta
+PAIR = "f(z) that works in place and f'(a, out) that fills out; or f(z, out) that does both, and None"
+LOSS = "a function of z (batch, classes) and y that changes neither and returns the mean loss and dL/dz, both finite"
+STEP = "step, which moves theta in place, and its state, a dictionary"
+
+
+@contextmanager
+def _trying(what, allowed):
+    """Turn what a user's function raises into an InputError; the traceback stays with it."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever a function that we do not know leads to
+        text = f"{what} raises {type(error).__name__}: {error}"
+        raise InputError(f"{text}; allowed: {allowed}") from error
+
+
+def _refuse_unless(fits, what, allowed):
+    if not fits:
+        raise InputError(f"{what}; allowed: {allowed}")
+
+
+def _shown(value):
+    """Say what a user's function has returned: an array by dtype and shape, anything else by its type."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def _in_place(returned, *arrays):
+    """Return whether a function has returned nothing, or the arrays that it was given to work on."""
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    return all(part is None or any(part is array for array in arrays) for part in parts)
+
+
+def floating(dtype):
+    """Return the dtype of a network. Raises InputError unless it is float32 or float64."""
+    try:
+        fits = np.dtype(dtype) in (np.float32, np.float64)
+    except TypeError:
+        fits = False
+    _refuse_unless(fits, f"dtype is {dtype!r}", "float32, float64")
+    return np.dtype(dtype)
+
+
+def activation(name, width, dtype):
+    """Return f and f' of ACTIVATIONS[name], tried on z from -3 to 3 (2, width).
+
+    Raises InputError unless f works in place and f' fills `out`, both with finite numbers. An f that leaves z alone
+    must have a slope of 1.
+    """
+    what = f"activation {name!r}"
+    pair = ACTIVATIONS[name]
+    whole = isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and (pair[1] is None or callable(pair[1]))
+    _refuse_unless(whole, f"{what} is {_shown(pair)}", PAIR)
+    f, derivative = pair
+    z = np.linspace(-3, 3, 2 * width, dtype=dtype).reshape(2, width)
+    slope = np.full_like(z, np.nan)
+    before = z.copy()
+    with _trying(what, PAIR):
+        returned = f(z) if derivative else f(z, slope)
+        _refuse_unless(_in_place(returned, z, slope), f"f of {what} returns {_shown(returned)}", PAIR)
+        returned = derivative(z, slope) if derivative else None
+        _refuse_unless(_in_place(returned, z, slope), f"f' of {what} returns {_shown(returned)}", PAIR)
+    _refuse_unless(np.isfinite(z).all(), f"f of {what} makes numbers that are not finite, of z from -3 to 3", PAIR)
+    _refuse_unless(np.isfinite(slope).all(), f"f' of {what} does not fill out with finite numbers", PAIR)
+    idle = (z == before).all() and not np.allclose(slope, 1)
+    _refuse_unless(not idle, f"f of {what} leaves z as it is, though f' is not 1", PAIR)
+    return pair
+
+
+def fill_weights(W, draw, rng):
+    """Set W (n_in, n_out) to what draw(rng, n_in, n_out), of WEIGHT_INITS, returns.
+
+    Raises InputError unless that is an array of finite real numbers of the same shape.
+    """
+    name = next((name for name, one in WEIGHT_INITS.items() if one is draw), draw)
+    what = f"weight_init {name!r}"
+    allowed = f"finite real numbers {W.shape}"
+    with _trying(what, allowed):
+        drawn = draw(rng, *W.shape)
+        fits = isinstance(drawn, np.ndarray) and drawn.shape == W.shape and drawn.dtype.kind in "iuf"
+        _refuse_unless(fits, f"{what} returns {_shown(drawn)}", allowed)
+        W[:] = drawn
+    _refuse_unless(np.isfinite(W).all(), f"{what} returns numbers that are not finite in {W.dtype}", allowed)
+
+
+def loss(name, y, network):
+    """Return the loss of this name, tried on four labels of y and logits of the network's kind. Raises InputError."""
+    name = choice("loss", name, LOSSES)
+    y = np.resize(y, 4)
+    z = np.linspace(-3, 3, 4 * network.sizes[-1], dtype=network.theta.dtype).reshape(4, -1)
+    given = z.copy(), y.copy()
+    what = f"loss {name!r}"
+    with _trying(what, LOSS):
+        returned = LOSSES[name](z, y)
+    whole = isinstance(returned, tuple) and len(returned) == 2
+    _refuse_unless(whole, f"{what} returns {_shown(returned)}", LOSS)
+    value, delta = returned
+    _refuse_unless((z == given[0]).all() and (y == given[1]).all(), f"{what} changes z or y", LOSS)
+    _refuse_unless(isinstance(value, Real) and np.isfinite(value), f"{what} is {_shown(value)}, or not finite", LOSS)
+    alike = isinstance(delta, np.ndarray) and delta.shape == z.shape and delta.dtype == z.dtype
+    _refuse_unless(alike, f"dL/dz of {what} is {_shown(delta)} for z {_shown(z)}", LOSS)
+    _refuse_unless(np.isfinite(delta).all(), f"dL/dz of {what} is not finite", LOSS)
+    return LOSSES[name]
+
+
+def make_optimizer(theta, config):
+    """Return step and state of the optimiser of `config`. Raises InputError if it does not hand them over."""
+    what = f"optimizer {config.optimizer!r}"
+    with _trying(what, STEP):
+        made = OPTIMIZERS[config.optimizer](theta, config)
+    whole = isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], dict)
+    _refuse_unless(whole, f"{what} returns {_shown(made)}", STEP)
+    return made
+
+
+def check_moves(theta, config):
+    """Raise InputError if an optimiser moves no theta at any learning rate, as one that makes a new array.
+
+    It is for a theta that an epoch has not moved: a rate may be too small, and a gradient zero.
+    """
+    moved = theta.copy()
+    g = np.random.default_rng(0).standard_normal(len(theta)).astype(theta.dtype)
+    step, _ = make_optimizer(moved, replace(config, learning_rate=1.0))
+    for t in range(1, STEPS + 1):
+        with np.errstate(all="ignore"):
+            step(g.copy(), t, 1.0, 1.0)
+        if not np.array_equal(moved, theta):
+            return
+    raise InputError(f"optimizer {config.optimizer!r} leaves theta as it was in {STEPS} steps; allowed: {STEP}")
+
+
+def check_training(config, data, network):
+    """Raise InputError for labels that do not fit the network, and for a loss that does not do what it should."""
+    for name in ("train", "val"):
+        check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
+    loss(config.loss, data.y_train, network)
