@@ -110,9 +110,30 @@ def description(network):
     return network.description()
 
 
+def check_network(path, kind, theta):
+    """Raise InputError, naming the file, for what is never written and never used: another kind, or NaN in theta."""
+    if kind not in NETWORKS:
+        raise InputError(f"{path} is a network of kind {kind!r}; allowed: {', '.join(NETWORKS)}")
+    if theta.dtype not in (np.float32, np.float64):
+        raise InputError(f"{path}: theta is {theta.dtype}; allowed: finite float32 or float64")
+    if not np.isfinite(theta).all():
+        raise InputError(f"{path}: theta has numbers that are not finite; allowed: finite {theta.dtype}")
+
+
 def save_network(path, network):
-    """Write the network's kind, description and theta to an .npz file."""
-    write_npz(path, kind=type(network).__name__, theta=network.theta, **description(network))
+    """Write the network's kind, description and theta to an .npz file.
+
+    Raises InputError, and writes nothing, for weights that are not finite and for what `load_network` could not make.
+    """
+    kind = type(network).__name__
+    check_network(path, kind, network.theta)
+    try:
+        about = description(network)
+    except TypeError as error:  # a layer's argument is nothing that JSON can hold
+        raise InputError(
+            f"{path} cannot hold this network: {error}; allowed: layers made of numbers and texts"
+        ) from None
+    write_npz(path, kind=kind, theta=network.theta, **about)
 
 
 def load_network(path):
@@ -120,10 +141,7 @@ def load_network(path):
     saved = read_npz(path, "a saved network", {"theta"})
     kind = str(saved.pop("kind", "Network"))
     theta = saved["theta"]
-    if kind not in NETWORKS:
-        raise InputError(f"{path} is a network of kind {kind!r}; allowed: {', '.join(NETWORKS)}")
-    if theta.dtype not in (np.float32, np.float64) or not np.isfinite(theta).all():
-        raise InputError(f"{path}: theta is {theta.dtype}; allowed: finite float32 or float64")
+    check_network(path, kind, theta)
     try:
         network = NETWORKS[kind](**saved)
     except (TypeError, ValueError, LookupError, AttributeError, MemoryError) as error:

@@ -224,6 +224,8 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
             last = network.theta.copy()
             _settle(recipe, data, network, average)
             row["val_loss"], row["val_accuracy"] = evaluate(network, data.x_val, data.y_val)
+            if not math.isfinite(row["val_loss"]):
+                raise FloatingPointError(f"the loss of validation is not finite in epoch {epoch}")
             network.theta[:] = last
             row["seconds"] = time.perf_counter() - began
             history.append(row)
@@ -294,11 +296,22 @@ def _batches(recipe, data, epoch):
 
 
 def save_network(path, recipe, network):
-    """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write recipe, theta (float16: half the size, and no accuracy less) and the statistics of batch norm.
+
+    Raises InputError, and writes nothing, for numbers that are not finite, or not in float16.
+    """
     theta, statistics = np.split(network.theta, [network.n_parameters])
-    about = json.dumps(asdict(recipe))
-    write_npz(path, recipe=about, theta=theta.astype(np.float16), statistics=statistics.astype(np.float32))
+    with np.errstate(over="ignore"):
+        theta = theta.astype(np.float16)
+    statistics = statistics.astype(np.float32)
+    _check_finite(path, theta, statistics)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(path, recipe=json.dumps(asdict(recipe)), theta=theta, statistics=statistics)
+
+
+def _check_finite(path, theta, statistics):
+    if not (np.isfinite(theta).all() and np.isfinite(statistics).all()):
+        raise InputError(f"{path}: theta is not finite; allowed: finite numbers, weights in float16")
 
 
 def load_network(path):
@@ -312,8 +325,7 @@ def load_network(path):
         fill(path, "statistics", statistics, saved["statistics"])
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(f"{path} is not a network of towards95.py: {error}") from None
-    if not np.isfinite(network.theta).all():
-        raise InputError(f"{path}: theta is not finite; allowed: finite numbers")
+    _check_finite(path, theta, statistics)
     return network
 
 

@@ -197,7 +197,7 @@ def train_and_log(
     backend: as in helpers.train; any but numpy is named in `machine`, which the result then has, too.
     mode: one of MODES. project, entity, group, name, run_id: of the W&B run; its name is config.run_name unless given.
     If the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
-    Raises Unsaved, which holds the result, if `save` cannot be written.
+    Raises Unsaved, which holds the result, if `save` cannot be written, or if weights are not finite.
     """
     about = {"project": project, "entity": entity, "group": group, "name": name or config.run_name, "id": run_id}
     log = Log(mode, config=plain(config), **about)
@@ -261,6 +261,8 @@ def _save(path, network):
     """Save the network, in the folder for temporary files if it cannot be where it is to go; return that sentence."""
     try:
         save_network(path, network)
+    except InputError as error:  # its weights are not finite, though the loss is
+        return f"{error}; the network is not saved"
     except OSError as error:
         trouble = f"--save {path} cannot be written: {error.strerror or error}"
         with suppress(OSError):

@@ -16,6 +16,7 @@ import pytest
 import helpers
 import lib.files
 from helpers import InputError, Network, train
+from lib.layers import BatchNorm, Dense, Stack
 
 
 def subset(data, n):
@@ -319,3 +320,39 @@ def test_sizes_of_more_weights_than_the_file_has_take_no_memory(tmp_path):
         helpers.load_network(path)
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
+
+
+class Foreign(Network):
+    """A kind that no file can name."""
+
+
+def with_theta(number, dtype=np.float32):
+    network = Network([3, 2], dtype=dtype)
+    network.theta[4] = number
+    return network
+
+
+def stack_with(number):
+    network = Stack([Dense(3, 4), BatchNorm(4), Dense(4, 2)], (3,), np.random.default_rng(0))
+    network.theta[-1] = number  # of the statistics
+    return network
+
+
+REFUSED = {
+    "nan": (lambda: with_theta(np.nan), "n.npz: theta has numbers that are not finite; allowed: finite float32"),
+    "infinite": (lambda: with_theta(-np.inf, np.float64), "n.npz: theta has numbers .*; allowed: finite float64"),
+    "statistics": (lambda: stack_with(np.nan), "n.npz: theta has numbers that are not finite"),
+    "a kind of one's own": (lambda: Foreign([3, 2]), "n.npz is a network of kind 'Foreign'; allowed: Network, Stack"),
+    "no JSON": (lambda: Stack([Dense(np.int64(3), 2)], (3,)), "n.npz cannot hold this network: .*; allowed: layers"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_could_not_be_loaded_is_not_saved(kind, tmp_path):
+    make, words = REFUSED[kind]
+    path = tmp_path / "n.npz"
+    helpers.save_network(path, Network([3, 2]))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=words):
+        helpers.save_network(path, make())
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

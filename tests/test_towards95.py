@@ -510,6 +510,28 @@ def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
     assert recipes.ensemble(["mnist-convolutional-0"], y, tmp_path) == row["test_accuracy"] == table.test_accuracy[0]
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e5])  # float16 ends at 65504
+@pytest.mark.parametrize("place", [0, -1])  # of the weights, of the statistics
+def test_a_network_that_could_not_be_loaded_is_not_saved(number, place, tmp_path):
+    network = build(CONVOLUTIONAL)
+    network.theta[place] = number
+    path = tmp_path / "folder" / "n.npz"
+    if (number, place) == (1e5, -1):  # statistics are float32
+        recipes.save_network(path, CONVOLUTIONAL, network)
+        assert recipes.load_network(path).theta[-1] == 1e5
+        return
+    with pytest.raises(InputError, match="n.npz: theta is not finite; allowed: finite numbers, weights in float16"):
+        recipes.save_network(path, CONVOLUTIONAL, network)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_of_validation_that_is_not_finite_ends_a_training_in_a_sentence(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "evaluate", lambda *arguments: (np.nan, 0.1))
+    with pytest.raises(FloatingPointError, match="the loss of validation is not finite in epoch 1"):
+        train(SMALL, small, tmp_path / "c.npz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
     path, network = tmp_path / "n.npz", build(CONVOLUTIONAL)
     recipes.save_network(path, CONVOLUTIONAL, network)

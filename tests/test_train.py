@@ -491,6 +491,22 @@ def test_the_best_epoch_is_the_first_of_equals_and_its_network_is_saved_before_i
     assert result["seconds"] == 4 and result["samples_per_second"] == 600
 
 
+def test_weights_that_are_not_finite_are_not_saved_and_the_result_is_printed(run, monkeypatch, tmp_path):
+    right = lib.tracking.train
+
+    def broken(*arguments, **options):
+        training = right(*arguments, **options)
+        training.network.theta[0] = np.inf
+        return training
+
+    monkeypatch.setattr(lib.tracking, "train", broken)
+    status, result, err = run(*SMALL, "--save", "n.npz")
+    assert status == 2 and result["val_accuracy"] > 0 and not (tmp_path / "n.npz").exists()
+    assert err[-1].endswith(
+        "n.npz: theta has numbers that are not finite; allowed: finite float32; the network is not saved"
+    )
+
+
 def test_the_test_set_stays_closed_unless_asked(monkeypatch):
     data = tiny_dataset()
     closed = lib.dataset.Dataset(data.name, NAMES, data.x_train, data.y_train, data.x_val, data.y_val, None, None)
