@@ -120,7 +120,8 @@ def _build_cache(name, seed, folder, cache, prefix):
     for old in set(cache.glob(f"{name}-split{seed}-*.npy")) - {path}:
         with suppress(OSError):  # gone, or somebody else's
             old.unlink()  # a process that has it mapped keeps it
-    return _open_cache(path)
+    mapped = _open_cache(path)
+    return flat if mapped is None else mapped  # another process may have taken ours for old
 
 
 def _decode(name, data_dir):

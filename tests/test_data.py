@@ -204,6 +204,20 @@ def test_two_processes_may_load_for_the_first_time_at_once(copy):
     assert len(list((copy / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("race", ["removed", "damaged"])
+def test_a_cache_that_is_gone_before_it_is_opened_costs_memory_only(race, fake_decode, copy, monkeypatch):
+    """As when another process sees files of another state: it takes our cache for an old one."""
+    right = lib.dataset._open_cache
+
+    def too_late(path):
+        path.unlink() if race == "removed" else path.write_bytes(b"x")
+        return right(path)
+
+    monkeypatch.setattr(lib.dataset, "_open_cache", too_late)
+    data = load_dataset("mnist", 0, copy)
+    assert (data.x_test[:, 5] == np.arange(60000, 70000) % 251).all() and not is_mapped(data.x_test)
+
+
 def test_the_stock_reader_of_tfds_reads_the_same_images():
     import tensorflow_datasets as tfds
 
