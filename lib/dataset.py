@@ -12,7 +12,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from helpers import DATASETS, InputError, choice, number
+from helpers import DATASETS, InputError, check_labels, choice, number
+from lib.families import shown
 from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,11 @@ N = N_TRAIN + N_VAL + N_TEST
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images x (n, n_in), uint8 or float32, and labels y (n,), whole numbers: to train, to validate, to test."""
+    """Images x (n, n_in), uint8 or floating point, and labels y (n,), whole numbers: to train, to validate, to test.
+
+    x_test and y_test may both be None, where nothing is tested. Raises InputError, naming the field, unless all are
+    NumPy arrays that fit one another and class_names, a text for each class.
+    """
 
     name: str
     class_names: tuple
@@ -34,6 +39,34 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
 
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise InputError(f"name is {shown(self.name)}; allowed: a text")
+        names = self.class_names
+        several = isinstance(names, tuple | list | np.ndarray) and len(np.shape(names)) == 1
+        if not (several and len(names) and all(isinstance(one, str) for one in names)):
+            raise InputError(f"class_names is {shown(names)}; allowed: a tuple of texts, one for each class")
+        object.__setattr__(self, "class_names", tuple(map(str, names)))
+        for part in ("train", "val") if self.x_test is self.y_test is None else ("train", "val", "test"):
+            self._check_images(f"x_{part}", getattr(self, f"x_{part}"))
+            self._check_labels(f"y_{part}", getattr(self, f"y_{part}"), len(getattr(self, f"x_{part}")))
+
+    def _check_images(self, name, x):
+        if not (isinstance(x, np.ndarray) and x.ndim > 1 and x.size and x.dtype in (np.uint8, np.float32, np.float64)):
+            allowed = "an array (n, n_in) of uint8, float32 or float64, an image in each row"
+            raise InputError(f"{name} is {shown(x)}; allowed: {allowed}")
+        if x.shape[1:] != self.x_train.shape[1:]:
+            raise InputError(f"{name} is {shown(x)}; allowed: images like those of x_train, {shown(self.x_train)}")
+        if x.dtype != np.uint8 and not np.isfinite(x).all():
+            raise InputError(f"{name} is {shown(x)} with numbers that are not finite; allowed: finite numbers")
+
+    def _check_labels(self, name, y, n):
+        if not isinstance(y, np.ndarray):
+            raise InputError(
+                f"{name} is {shown(y)}; allowed: an array ({n},) of whole numbers, the class of each image"
+            )
+        check_labels(name, y, n, len(self.class_names))
+
 
 def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     """Return the data set `name`; `seed` draws the 10 % of the training images that are held out to validate.
@@ -41,11 +74,14 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     It is what the function in DATASETS returns or, for None, what TFDS reads from `data_dir`. That is decoded once and
     kept in data_dir/cache as one memory-mapped file that all processes share. Its name has the state of the prepared
     files it was made from and its own checksum: a stale or damaged cache is built anew. Raises InputError if the data
-    set is missing and cannot be downloaded, or if a file is damaged.
+    set is missing and cannot be downloaded, if a file is damaged, or if that function returns no Dataset.
     """
     name = choice("dataset", name, DATASETS)
     if DATASETS[name]:
-        return DATASETS[name]()
+        data = DATASETS[name]()
+        if not isinstance(data, Dataset):
+            raise InputError(f"the function of dataset {name!r} returns {shown(data)}; allowed: a Dataset")
+        return data
     seed = number("seed", seed, int, "[0, inf)")
     folder = Path(data_dir) / name
     cache = Path(data_dir) / "cache"

@@ -37,8 +37,8 @@ def _refuse_unless(fits, what, allowed):
         raise InputError(f"{what}; allowed: {allowed}")
 
 
-def _shown(value):
-    """Say what a user's function has returned: an array by dtype and shape, anything else by its type."""
+def shown(value):
+    """Say what a user has given or returned: an array by dtype and shape, anything else by its type."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
@@ -67,16 +67,16 @@ def activation(name, width, dtype):
     what = f"activation {name!r}"
     pair = ACTIVATIONS[name]
     whole = isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and (pair[1] is None or callable(pair[1]))
-    _refuse_unless(whole, f"{what} is {_shown(pair)}", PAIR)
+    _refuse_unless(whole, f"{what} is {shown(pair)}", PAIR)
     f, derivative = pair
     z = np.linspace(-3, 3, 2 * width, dtype=dtype).reshape(2, width)
     slope = np.full_like(z, np.nan)
     before = z.copy()
     with _trying(what, PAIR):
         returned = f(z) if derivative else f(z, slope)
-        _refuse_unless(_in_place(returned, z, slope), f"f of {what} returns {_shown(returned)}", PAIR)
+        _refuse_unless(_in_place(returned, z, slope), f"f of {what} returns {shown(returned)}", PAIR)
         returned = derivative(z, slope) if derivative else None
-        _refuse_unless(_in_place(returned, z, slope), f"f' of {what} returns {_shown(returned)}", PAIR)
+        _refuse_unless(_in_place(returned, z, slope), f"f' of {what} returns {shown(returned)}", PAIR)
     _refuse_unless(np.isfinite(z).all(), f"f of {what} makes numbers that are not finite, of z from -3 to 3", PAIR)
     _refuse_unless(np.isfinite(slope).all(), f"f' of {what} does not fill out with finite numbers", PAIR)
     idle = (z == before).all() and not np.allclose(slope, 1)
@@ -95,7 +95,7 @@ def fill_weights(W, draw, rng):
     with _trying(what, allowed):
         drawn = draw(rng, *W.shape)
         fits = isinstance(drawn, np.ndarray) and drawn.shape == W.shape and drawn.dtype.kind in "iuf"
-        _refuse_unless(fits, f"{what} returns {_shown(drawn)}", allowed)
+        _refuse_unless(fits, f"{what} returns {shown(drawn)}", allowed)
         W[:] = drawn
     _refuse_unless(np.isfinite(W).all(), f"{what} returns numbers that are not finite in {W.dtype}", allowed)
 
@@ -110,12 +110,12 @@ def loss(name, y, network):
     with _trying(what, LOSS):
         returned = LOSSES[name](z, y)
     whole = isinstance(returned, tuple) and len(returned) == 2
-    _refuse_unless(whole, f"{what} returns {_shown(returned)}", LOSS)
+    _refuse_unless(whole, f"{what} returns {shown(returned)}", LOSS)
     value, delta = returned
     _refuse_unless((z == given[0]).all() and (y == given[1]).all(), f"{what} changes z or y", LOSS)
-    _refuse_unless(isinstance(value, Real) and np.isfinite(value), f"{what} is {_shown(value)}, or not finite", LOSS)
+    _refuse_unless(isinstance(value, Real) and np.isfinite(value), f"{what} is {shown(value)}, or not finite", LOSS)
     alike = isinstance(delta, np.ndarray) and delta.shape == z.shape and delta.dtype == z.dtype
-    _refuse_unless(alike, f"dL/dz of {what} is {_shown(delta)} for z {_shown(z)}", LOSS)
+    _refuse_unless(alike, f"dL/dz of {what} is {shown(delta)} for z {shown(z)}", LOSS)
     _refuse_unless(np.isfinite(delta).all(), f"dL/dz of {what} is not finite", LOSS)
     return LOSSES[name]
 
@@ -126,7 +126,7 @@ def make_optimizer(theta, config):
     with _trying(what, STEP):
         made = OPTIMIZERS[config.optimizer](theta, config)
     whole = isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], dict)
-    _refuse_unless(whole, f"{what} returns {_shown(made)}", STEP)
+    _refuse_unless(whole, f"{what} returns {shown(made)}", STEP)
     return made
 
 

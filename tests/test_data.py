@@ -1,5 +1,6 @@
 """The data sets: what is in them, and what happens when a file is stale, damaged or missing."""
 
+import dataclasses
 import hashlib
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import helpers
 import lib.dataset
 from helpers import InputError
-from lib.dataset import load_dataset
+from lib.dataset import Dataset, load_dataset
 
 ROOT = Path(helpers.__file__).parent
 
@@ -245,3 +246,70 @@ def test_an_old_cache_that_cannot_be_removed_and_unreadable_class_names(fake_dec
     labels.write_bytes(b"\xff")
     with pytest.raises(InputError, match="label.labels.txt cannot be read"):
         load_dataset("mnist", 0, copy)
+
+
+class Frame:
+    """What holds numbers, as a table of pandas does, but is no array."""
+
+    shape = (60, 784)
+
+
+NAMES = tuple("abcdefghij")
+ODD = {
+    "a list of images": ("x_train", lambda x: x.tolist(), "x_train is a list; allowed: an array"),
+    "a list of labels": ("y_val", lambda y: y.tolist(), "y_val is a list; allowed: an array"),
+    "a table": ("x_val", lambda x: Frame(), "x_val is a Frame; allowed: an array"),
+    "nothing": ("x_test", lambda x: None, "x_test is a NoneType; allowed: an array"),
+    "no labels": ("y_test", lambda y: None, "y_test is a NoneType; allowed: an array"),
+    "int64": ("x_train", lambda x: x.astype(int), "x_train is int64 .*; allowed: an array"),
+    "truth": ("x_test", lambda x: x > 9, "x_test is bool .*; allowed: an array"),
+    "objects": ("x_val", lambda x: x.astype(object), "x_val is object .*; allowed: an array"),
+    "a row": ("x_val", lambda x: x[0], r"x_val is uint8 \(784,\); allowed: an array"),
+    "no images": ("x_val", lambda x: x[:0], r"x_val is uint8 \(0, 784\); allowed: an array"),
+    "other images": ("x_test", lambda x: x[:, 1:], "x_test is uint8 .*; allowed: images like those of x_train"),
+    "squares": ("x_val", lambda x: x.reshape(-1, 28, 28), "x_val is uint8 .*; allowed: images like those of x_train"),
+    "nan": ("x_val", lambda x: x * np.float32("nan"), "x_val is float32 .* not finite; allowed: finite"),
+    "fewer labels": ("y_test", lambda y: y[1:], r"y_test is uint8 .*; allowed: .*, here \(60,\)"),
+    "labels with a point": ("y_train", lambda y: y * 1.0, "y_train is float64 .*; allowed: a whole number"),
+    "one hot": ("y_val", lambda y: np.eye(10, dtype=int)[y], "y_val is int64 .*; allowed: a whole number"),
+    "from 1": ("y_train", lambda y: y + 1, "y_train has labels from 1 to 10; allowed: 0 to 9"),
+    "a text of names": ("class_names", lambda names: "abcdefghij", "class_names is a str; allowed: a tuple"),
+    "numbers for names": ("class_names", lambda names: range(10), "class_names is a range; allowed: a tuple"),
+    "a tuple of numbers": (
+        "class_names",
+        lambda names: tuple(range(10)),
+        "class_names is a tuple; allowed: a tuple of",
+    ),
+    "no names": ("class_names", lambda names: (), "class_names is a tuple; allowed: a tuple of texts"),
+    "a number of names": ("class_names", lambda names: 10, "class_names is a int; allowed: a tuple of texts"),
+    "too few names": ("class_names", lambda names: names[:9], "y_train has labels from 0 to 9; allowed: 0 to 8"),
+    "no name": ("name", lambda name: None, "name is a NoneType; allowed: a text"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_data_set_of_ones_own_is_checked_when_it_is_made(kind, small):
+    field, change, words = ODD[kind]
+    with pytest.raises(InputError, match=f"^{words}[^\n]*$"):
+        dataclasses.replace(small, **{field: change(getattr(small, field))})
+
+
+def test_a_data_set_of_lists_is_refused_in_a_sentence(small):
+    parts = [getattr(small, field.name) for field in dataclasses.fields(small)[2:]]
+    with pytest.raises(InputError, match="^x_train is a list; allowed: "):
+        Dataset("mine", NAMES, *(part.tolist() for part in parts))
+
+
+def test_a_data_set_may_have_names_in_an_array_and_no_test_part(small, tiny_config):
+    names = dataclasses.replace(small, class_names=np.array(NAMES), x_test=None, y_test=None)
+    assert names.class_names == NAMES and {type(one) for one in names.class_names} == {str}
+    assert len(helpers.train(tiny_config(), names).history) == 3
+    with pytest.raises(InputError):
+        helpers.train(tiny_config(), names).network.predict(names.x_test)
+
+
+@pytest.mark.parametrize("returned", [None, (1, 2), Dataset])
+def test_a_function_that_returns_no_data_set_is_named(returned, monkeypatch):
+    monkeypatch.setitem(helpers.DATASETS, "mine", lambda: returned)
+    with pytest.raises(InputError, match="^the function of dataset 'mine' returns a .*; allowed: a Dataset$"):
+        load_dataset("mine")

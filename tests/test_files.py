@@ -171,7 +171,9 @@ def test_a_checkpoint_is_of_its_images_labels_validation_and_network(small, tiny
             train(config, dataclasses.replace(small, **{name: changed}), checkpoint=path)
     with pytest.raises(InputError, match="c.npz is a checkpoint of another training: network is"):
         train(config, small, checkpoint=path, network=Network([784, 9, 9, 10], "ReLU"))
-    train(config, dataclasses.replace(small, x_test=small.x_test[:3]), checkpoint=path)  # no training sees these
+    train(
+        config, dataclasses.replace(small, x_test=small.x_test[:3], y_test=small.y_test[:3]), checkpoint=path
+    )  # no training sees these
 
 
 def test_a_checkpoint_older_than_a_field_has_its_default(small, tiny_config, tmp_path):

@@ -224,14 +224,12 @@ def test_images_that_do_not_fit_are_refused_everywhere(kind, small, tiny_config)
     x = IMAGES[kind]
     y = np.zeros(x.shape[:1], int)
     network = Network([784, 8, 10])
-    data = dataclasses.replace(small, x_train=x, y_train=y)
-    calls = [lambda: network.predict(x)]
+    calls = [lambda: network.predict(x), lambda: dataclasses.replace(small, x_train=x, y_train=y)]
     if x.ndim:
         calls += [lambda: network.forward(x)]
         calls += [lambda: network.objective(x, y), lambda: helpers.evaluate(network, x, y)]
-        calls += [lambda: helpers.train(tiny_config(), data, network=network)]
-    for call in calls:
-        with pytest.raises(InputError, match="x is .*; allowed: "):
+    for call in calls if kind != "float64" else calls[2:]:  # which a network of float64 takes
+        with pytest.raises(InputError, match="^x.* is .*; allowed: "):
             call()
 
 
