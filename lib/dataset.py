@@ -62,9 +62,7 @@ class Dataset:
 
     def _check_labels(self, name, y, n):
         if not isinstance(y, np.ndarray):
-            raise InputError(
-                f"{name} is {shown(y)}; allowed: an array ({n},) of whole numbers, the class of each image"
-            )
+            raise InputError(f"{name} is {shown(y)}; allowed: an array ({n},) of whole numbers, one for each image")
         check_labels(name, y, n, len(self.class_names))
 
 

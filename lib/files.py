@@ -190,19 +190,25 @@ def save_checkpoint(path, training, arrays, history):
 def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
     """Put all arrays back to where a checkpoint left them; return the history.
 
-    defaults: values of what a checkpoint may be too old to say about its training. Raises InputError, and changes no
-    array, if the file is missing, damaged, of another training, or has more than `epochs`.
+    defaults: values of what a checkpoint may be too old to say about its training. If the network is as the checkpoint
+    left it, `training` takes over its `start`. Raises InputError, and changes no array, if the file is missing,
+    damaged, of another training, or has more than `epochs`.
     """
     saved = read_npz(path, "a checkpoint", {"about"})
     try:
         about = json.loads(str(saved.pop("about")))
-        then = {**(defaults or {}), **about["training"]}
+        then = {"start": training["start"], **(defaults or {}), **about["training"]}
         history = list(about["history"])
         if not all(math.isfinite(row["val_accuracy"]) for row in history):
             raise ValueError
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
+    if training["start"] in (zlib.crc32(saved[name]) for name in saved.keys() & {"theta", "best_theta"}):
+        training["start"] = then["start"]
     for name, now in json.loads(json.dumps(training)).items():
+        if name == "start" and then[name] != now:
+            sentence = f"{path} is a checkpoint of a network that began with other weights"
+            raise InputError(f"{sentence}; allowed: it, as it was at first or as the file has it, or another file")
         if then.get(name) != now:
             there = f"{name} is {then.get(name)!r} there, {now!r} here"
             raise InputError(f"{path} is a checkpoint of another training: {there}; allowed: another file")
@@ -268,18 +274,25 @@ def _same(arrays, others):
 
 
 def fingerprint(config, data, network):
-    """Return all that a training depends on, but for its epochs, which may become more: a dictionary for JSON."""
+    """Return all that a training depends on, but for its epochs, which may become more: a dictionary for JSON.
+
+    Its `start` is a checksum of the weights that the network has now, before the first epoch.
+    """
     arrays = {name: getattr(data, name) for name in ("x_train", "y_train", "x_val", "y_val")}
     sums = {name: [*array.shape, zlib.crc32(np.ascontiguousarray(array))] for name, array in arrays.items()}
     shape = {name: np.asarray(value).tolist() for name, value in description(network).items()}
-    return {**asdict(config), "epochs": None, "data": [data.name, sums], "network": [type(network).__name__, shape]}
+    about = {"data": [data.name, sums], "network": [type(network).__name__, shape], "start": zlib.crc32(network.theta)}
+    return {**asdict(config), "epochs": None, **about}
 
 
 @contextmanager
 def resumed(path, config, data, network, best_theta, state):
     """Lock the checkpoint of a training and go on from it, if it exists: yield the history and save(history).
 
-    Raises InputError if it is in use, damaged or of another training, or if the optimiser cannot be resumed.
+    The network may be given as it was at first, which is how a program that is started again has it, or as the
+    checkpoint has it, last or best, which is how training in place leaves it. For the latter an interruption puts the
+    weights back to those saved last. Any other weights are refused: they would be lost without a word. Raises
+    InputError for them, if the file is in use, damaged or of another training, or if the optimiser cannot be resumed.
     """
     depends_on_epochs = check_resumable(network.theta, config, -(-len(data.x_train) // config.batch_size))
     training = fingerprint(config, data, network)
@@ -291,4 +304,14 @@ def resumed(path, config, data, network, best_theta, state):
         history = []
         if Path(path).exists():
             history = load_checkpoint(path, training, arrays, asdict(Config()), config.epochs)
-        yield history, lambda history: save_checkpoint(path, training, arrays, history)
+        kept = network.theta.copy()
+
+        def save(history):
+            save_checkpoint(path, training, arrays, history)
+            kept[:] = network.theta
+
+        try:
+            yield history, save
+        except BaseException:  # Ctrl-C, too
+            network.theta[:] = kept
+            raise

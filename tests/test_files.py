@@ -176,6 +176,89 @@ def test_a_checkpoint_is_of_its_images_labels_validation_and_network(small, tiny
     )  # no training sees these
 
 
+def networks():
+    """Two networks of one kind and shape, of other weights; each call makes them anew."""
+    yield lambda seed: Network([784, 9, 9, 10], rng=seed)
+    yield lambda seed: Stack([Dense(784, 8), BatchNorm(8), Dense(8, 10)], (784,), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("make", networks(), ids=["Network", "Stack"])
+def test_a_checkpoint_is_of_the_weights_that_a_network_began_with(make, small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    config = tiny_config(epochs=4)
+    short = dataclasses.replace(config, epochs=2)
+    whole = train(config, small, network=make(1)).network.theta
+    train(short, small, network=make(1), checkpoint=path)
+    content = path.read_bytes()
+    other = make(2)
+    for given in (other, make(3), None):
+        with pytest.raises(InputError, match="c.npz is a checkpoint of (a network that began|another training)"):
+            train(config, small, network=given, checkpoint=path)
+    assert (other.theta == make(2).theta).all() and path.read_bytes() == content
+    assert (train(config, small, network=make(1), checkpoint=path).network.theta == whole).all()
+    with pytest.raises(InputError, match="a network that began with other weights; allowed: it, as it was at first or"):
+        train(config, small, network=make(2), checkpoint=path)
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_network_that_was_trained_in_place_goes_on_and_so_does_a_fresh_copy(keep_best, small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    config = tiny_config(epochs=6, learning_rate=0.02)
+    make = next(networks())
+    whole = train(config, small, network=make(1)).network.theta
+    network = make(1)
+    for epochs in (2, 4):
+        train(dataclasses.replace(config, epochs=epochs), small, network=network, checkpoint=path, keep_best=keep_best)
+    kept = path.read_bytes()
+    assert (train(config, small, network=network, checkpoint=path).network.theta == whole).all()
+    path.write_bytes(kept)  # what it began with is still known
+    assert (train(config, small, network=make(1), checkpoint=path).network.theta == whole).all()
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_network_whose_training_was_interrupted_goes_on(after, error, small, tiny_config, tmp_path, monkeypatch):
+    """In the middle of an epoch its weights have moved on from those of the checkpoint."""
+    path = tmp_path / "c.npz"
+    make = next(networks())
+    whole = train(tiny_config(epochs=4), small, network=make(1)).network.theta
+    network, right = make(1), Network.descend
+    steps = []
+
+    def interrupted(self, *arguments):
+        steps.append(1)
+        if len(steps) == after * 10 + 5:
+            raise error
+        return right(self, *arguments)
+
+    monkeypatch.setattr(Network, "descend", interrupted)
+    with pytest.raises(error):
+        train(tiny_config(epochs=4), small, network=network, checkpoint=path)
+    assert path.exists() == (after > 0)
+    assert (train(tiny_config(epochs=4), small, network=network, checkpoint=path).network.theta == whole).all()
+
+
+def test_another_initialiser_under_the_same_name_is_another_training(small, tiny_config, tmp_path, monkeypatch):
+    for draw in (helpers.he, helpers.xavier):
+        monkeypatch.setitem(helpers.WEIGHT_INITS, "mine", draw)
+        config = tiny_config(weight_init="mine", epochs=1)
+        if draw is helpers.he:
+            train(config, small, checkpoint=tmp_path / "c.npz")
+    with pytest.raises(InputError, match="began with other weights"):
+        train(config, small, checkpoint=tmp_path / "c.npz")
+
+
+def test_a_checkpoint_from_before_its_start_was_noted_goes_on(small, tiny_config, tmp_path):
+    path = tmp_path / "c.npz"
+    train(tiny_config(epochs=1), small, checkpoint=path)
+    arrays = dict(np.load(path))
+    about = json.loads(str(arrays["about"]))
+    del about["training"]["start"]
+    lib.files.write_npz(path, **{**arrays, "about": json.dumps(about)})
+    resumed = train(tiny_config(), small, checkpoint=path).network.theta
+    assert (resumed == train(tiny_config(), small).network.theta).all()
+
+
 def test_a_checkpoint_older_than_a_field_has_its_default(small, tiny_config, tmp_path):
     path = tmp_path / "c.npz"
     train(tiny_config(epochs=1), small, checkpoint=path)
@@ -246,7 +329,7 @@ def test_a_full_disk_names_the_file(tmp_path):
 def test_a_checkpoint_that_is_refused_changes_no_array(small, tiny_config, tmp_path):
     path = tmp_path / "c.npz"
     train(tiny_config(), small, checkpoint=path)
-    network = Network([784, 9, 9, 10])
+    network = helpers.new_network(tiny_config(), small)
     before = network.theta.copy()
     with pytest.raises(InputError, match="has 3 epochs; allowed: at most the 2"):
         train(tiny_config(epochs=2), small, checkpoint=path, network=network)
