@@ -219,7 +219,7 @@ def recommended(table):
     """Return what each measure adds over twice as many epochs: n, the gain in points with its interval, Holm's p."""
     value = table[table.base == "long"].pivot(index="seed", columns="measure", values="val_accuracy") * 100
     gain = {name: claims.paired(value[name], value.nothing) for name in value if name != "nothing"}
-    found = pd.DataFrame(gain, claims.Difference._fields).T.sort_values("mean", ascending=False)
+    found = pd.DataFrame(gain, ["gain", "low", "high", "p", "n"]).T.sort_values("gain", ascending=False)
     return found.assign(holm=claims.holm(found.p))
 
 
@@ -229,7 +229,7 @@ def recommended_table(table):
     return pd.DataFrame(
         {
             "seeds": found.n.map("{:.0f}".format),
-            "gain in points": [f"{row.mean:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()],
+            "gain in points": [f"{row.gain:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()],
             "p, Holm": found.holm.map("{:.2g}".format),
         }
     ).rename_axis("measure")
@@ -249,9 +249,9 @@ def pixels_lost(table, network):
     return claims.paired(found["in order"], found["shuffled"])
 
 
-def established(table, base, sign):
+def established(table, sign):
     """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84)', largest first."""
-    rows = table.loc[base].query("holm < 0.05").sort_values("gain", ascending=sign < 0)
+    rows = table.query("holm < 0.05").sort_values("gain", ascending=sign < 0)
     return ", ".join(f"{name} ({gain:+.2f})" for name, gain in rows.gain.items() if gain * sign > 0) or "none"
 
 

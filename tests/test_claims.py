@@ -381,7 +381,7 @@ def test_recommended_is_paired_by_seed_and_corrected():
         columns=["base", "measure", "seed", "val_accuracy"],
     )
     found = appendix.recommended(table)
-    assert found.index.tolist() == ["x", "y"] and found["mean"].tolist() == pytest.approx([19 / 6, 0])
+    assert found.index.tolist() == ["x", "y"] and found.gain.tolist() == pytest.approx([19 / 6, 0])
     assert found.holm["x"] == pytest.approx(2 * found.p["x"]) and (found.n == 3).all()
     assert appendix.recommended_table(table).loc["x", "gain in points"].startswith("+3.17 (")
 
@@ -399,7 +399,7 @@ def test_pixels_lost_is_what_shuffling_costs():
 def test_what_survives_holms_correction(stored):
     table = appendix.ablation_table(stored.ablation)
     assert (table.holm >= table.p).all() and (table.low < table.gain).all() and (table.gain < table.high).all()
-    assert appendix.established(table, "plain", 1).startswith("averaged weights")
+    assert appendix.established(table.loc["plain"], 1).startswith("averaged weights")
 
 
 def test_a_ladder_names_each_step_once(stored, fashion):

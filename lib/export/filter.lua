@@ -269,6 +269,7 @@ local for_typst = {
       if heading and heading:find '^Appendix' then  -- a float at the top of the page comes below it
         result:extend {raw '#pagebreak(weak: true)\n#place(top, float: true, clearance: 1em, block(width: 100%)[', block, raw '])'}
       else
+        if heading == 'References' then result:insert(raw '#place.flush()') end  -- no figure comes after them
         result:insert(block)
       end
     end
