@@ -383,7 +383,7 @@ def report_epochs(results, options):
                 more = f" (geometric mean over {len(values)} shapes; {min(values):.2f} to {max(values):.2f})"
                 text += (more if len(values) > 1 else "") + "\n"
         for name in options.peers if "compiled" in options.peers else ():
-            if name in ("ours", "jax", "floor"):
+            if name in ("jax", "floor"):
                 values = results.ratios(options, optimizer, "compiled", name)
                 text += f"- {LABELS['compiled']} / {LABELS[name]}: {geometric_mean(values):.2f}"
                 text += f" (geometric mean over {len(values)} shapes; {min(values):.2f} to {max(values):.2f})\n"
@@ -524,11 +524,12 @@ def figure(results, options):
     for i, name in enumerate(names):
         color, marker = STYLES[name]
         for row, shape in enumerate(options.shapes):
-            floor, own = (results.values("epochs", f"{shape} {optimizer}", who) for who in ("floor", name))
+            case = f"{shape} {optimizer}"
+            times = results.values("epochs", case, name) / results.median("epochs", case, "floor")
             y = row + (i - (len(names) - 1) / 2) * 0.12
-            ax.plot([min(own / floor), max(own / floor)], [y, y], color=color, linewidth=1)
-            x, label = np.median(own / floor), LABELS[name] if row == 0 else None
-            ax.plot(x, y, marker, color=color, markersize=8 if name == "ours" else 6, label=label)
+            ax.plot([min(times), max(times)], [y, y], color=color, linewidth=1)
+            label = LABELS[name] if row == 0 else None
+            ax.plot(np.median(times), y, marker, color=color, markersize=8 if name == "ours" else 6, label=label)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     ax.axvline(1, color="0.4", linestyle="--", linewidth=1)
@@ -540,7 +541,7 @@ def figure(results, options):
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title(results, options, optimizer, names), x=0.01, ha="left", fontsize=10, fontweight="bold")
-    fig.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+    fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return fig
 
 

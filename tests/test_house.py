@@ -162,7 +162,7 @@ def test_the_address_of_the_repository_is_the_one_in_pyproject():
 def test_the_speeds_of_the_readme_are_those_measured():
     measured = (ROOT / "benchmarks/results.md").read_text().split("### sgd")[0]
     readme = (ROOT / "README.md").read_text()
-    for peer in ("torch eager", "torch.compile", "scikit-learn", "Keras on JAX", "JAX"):
+    for peer in ("torch eager", "torch.compile", "scikit-learn", "Keras on JAX", "JAX", "helpers.py compiled"):
         mean, low, high = re.search(rf"- {peer} / helpers.py: ([\d.]+) .*; ([\d.]+) to ([\d.]+)\)", measured).groups()
         assert re.search(rf"^\| {re.escape(peer)}[^|]* \| {mean} \({low} to {high}\) \|", readme, re.M), peer
     ours, low, high = map(
