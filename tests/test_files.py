@@ -182,7 +182,7 @@ def networks():
     yield lambda seed: Stack([Dense(784, 8), BatchNorm(8), Dense(8, 10)], (784,), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("make", networks(), ids=["Network", "Stack"])
+@pytest.mark.parametrize("make", list(networks()), ids=["Network", "Stack"])
 def test_a_checkpoint_is_of_the_weights_that_a_network_began_with(make, small, tiny_config, tmp_path):
     path = tmp_path / "c.npz"
     config = tiny_config(epochs=4)
