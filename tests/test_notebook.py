@@ -268,7 +268,8 @@ def test_the_committed_figures_are_those_in_the_notebook():
     shown = {re.sub(r"\s", "", data) for data in outputs(committed(), "image/png")}
     names = {name for kind, _, name in CAPTION.findall(text(committed())) if kind == "Figure"}
     saved = {name: ROOT / "figures" / f"{name}.png" for name in names}
-    assert {base64.b64encode(path.read_bytes()).decode() for path in saved.values()} == shown and len(shown) > 20
+    same = {base64.b64encode(path.read_bytes()).decode() for path in saved.values()} == shown
+    assert same and len(shown) > 20
     assert all(path.with_suffix(".svg").exists() for path in saved.values())
 
 

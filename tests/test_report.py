@@ -578,7 +578,8 @@ def parts(reader):
 
 
 def test_the_committed_pdf_is_that_of_the_committed_notebook_and_figures(committed):
-    assert committed.pdf == (ROOT / "assignment1.pdf").read_bytes()
+    same = committed.pdf == (ROOT / "assignment1.pdf").read_bytes()
+    assert same, "make report writes it"  # by itself, pytest compares two megabytes line by line, for hours
 
 
 def test_the_committed_report_has_no_white_pages_and_is_not_too_long(committed):
