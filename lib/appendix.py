@@ -252,7 +252,8 @@ def pixels_lost(table, network):
 def established(table, sign):
     """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84)', largest first."""
     rows = table.query("holm < 0.05").sort_values("gain", ascending=sign < 0)
-    return ", ".join(f"{name} ({gain:+.2f})" for name, gain in rows.gain.items() if gain * sign > 0) or "none"
+    told = [f"{name} ({gain:+.2f})".replace("(-", "(−") for name, gain in rows.gain.items() if gain * sign > 0]
+    return ", ".join(told) or "none"
 
 
 def network(stored, name):

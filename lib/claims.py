@@ -29,7 +29,7 @@ class Difference(NamedTuple):
     n: int
 
     def __str__(self):
-        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})".replace("-", "−")
 
 
 def paired(first, second):

@@ -303,17 +303,18 @@ def ablation(gains, titles):
 
 
 def pixels(accuracies):
-    """Draw pairs of bars, means with the seeds as dots. accuracies: {network: {order of the pixels: by seed}}."""
+    """Draw pairs of bars, mean errors with the seeds as dots. accuracies: {network: {order of the pixels: by seed}}."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.4), layout="constrained")
     for place, orders in enumerate(accuracies.values()):
         for j, (order, values) in enumerate(orders.items()):
             x = place + 0.4 * j - 0.2
-            ax.bar(x, np.mean(values), 0.38, color=COLORS[j], alpha=0.7, label=order if place == 0 else None)
-            ax.plot([x] * len(values), values, "o", color="k", markersize=2.5)
-            ax.text(x, np.max(values) + 0.003, f"{np.mean(values):.4f}", ha="center", va="bottom", fontsize=8)
+            errors = 100 * (1 - np.array(values))
+            ax.bar(x, errors.mean(), 0.38, color=COLORS[j], alpha=0.7, label=order if place == 0 else None)
+            ax.plot([x] * len(values), errors, "o", color="k", markersize=2.5)
+            ax.text(x, errors.max() + 0.3, f"{errors.mean():.1f} %", ha="center", va="bottom", fontsize=8)
     ax.set_xticks(range(len(accuracies)), accuracies)
-    lowest = min(min(values) for orders in accuracies.values() for values in orders.values())
-    ax.set(ylabel="validation accuracy", ylim=(lowest - 0.05, 0.97))
+    ax.set(ylabel="validation error, %")
+    ax.margins(y=0.15)
     ax.grid(False, axis="x")
     figure.legend(loc="outside right upper", title="pixels")
     return figure

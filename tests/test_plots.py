@@ -247,8 +247,9 @@ def test_ablation_has_means_as_bars_and_seeds_as_dots():
 def test_pixels_has_a_bar_for_each_order_with_its_mean():
     (ax,) = plots.pixels({"dense": {"in order": [0.9, 0.92], "shuffled": [0.9]}, "other": {"in order": [0.93]}}).axes
     bars = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in ax.patches}
-    assert bars == pytest.approx({-0.2: 0.91, 0.2: 0.9, 0.8: 0.93}) and ticks(ax.xaxis) == ["dense", "other"]
-    assert texts(ax) == ["0.9100", "0.9000", "0.9300"] and ax.containers[0].get_label() == "in order"
+    assert bars == pytest.approx({-0.2: 9, 0.2: 10, 0.8: 7}) and ticks(ax.xaxis) == ["dense", "other"]
+    assert texts(ax) == ["9.0 %", "10.0 %", "7.0 %"] and ax.containers[0].get_label() == "in order"
+    assert sorted(ax.lines[0].get_ydata()) == pytest.approx([8, 10]) and ax.get_ylim()[0] == 0
 
 
 def test_ladder_has_each_mean_at_its_name():
