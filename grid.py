@@ -1,6 +1,6 @@
 """The whole grid: every training of sweeps/grid.yaml as one table, and what the table says, exactly.
 
-python grid.py                    trains what data/grid.csv.gz lacks, on every core; after any stop it goes on
+python grid.py                    trains what is missing in data/grid.csv.gz, on every core; run it again to resume
 python grid.py export             writes data/grid.csv.gz as far as it is, while that runs or not
 python grid.py rerun N            trains row N again, and compares all its numbers
 python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv, some minutes

@@ -311,7 +311,7 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
 # optimiser(theta, config) returns step, state. step(g, t, eta, loss) updates theta in place: step t = 1, 2, ... at the
-# learning rate eta, which may vary. state is all that it remembers, {name: array}, updated in place: a checkpoint saves
+# learning rate eta, which may vary. state is what it remembers, {name: array}, updated in place: a checkpoint saves
 # it and puts it back. Moments start at zero; s and r are scratch, overwritten in every step.
 
 
@@ -559,7 +559,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     network: train this one, in place, instead of a new one; to resume, as it was at first or as `checkpoint` has it.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy. backend: one of BACKENDS.
-    checkpoint: a file (.npz) written after each epoch; if it exists, training goes on from there, to the same bits.
+    checkpoint: a file (.npz) written after each epoch; if it exists, training resumes from there, to the same bits.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
     Raises InputError for data, functions of one's own or a checkpoint that do not fit, or what cannot be resumed.

@@ -1,6 +1,6 @@
 """Search: a W&B sweep file, run offline right here, or by W&B's agents.
 
-python sweep.py sweeps/bayes.yaml                   here, on every core; after any stop the same command goes on
+python sweep.py sweeps/bayes.yaml                   here, on every core; run it again to resume
 python sweep.py sweeps/bayes.yaml --storage URL     the same on any number of machines: sqlite:///FILE,
                                                     postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, mysql://...
 python sweep.py sweeps/bayes.yaml --engine wandb    on W&B's server, with an agent here; says how to start others
@@ -106,7 +106,7 @@ def results(name, storage=None, folder=FOLDER):
 
     One row a trial: number; state (complete, pruned, not finite, failed, running); created; every field of Config;
     seconds of training; the metrics of the last epoch; best_val_accuracy and best_epoch; stopped (why); machine; the
-    metrics of all epochs as lists (val_accuracy_history, ...), which is all that a trial has that is not finite.
+    metrics of all epochs as lists (val_accuracy_history, ...), the only ones of a trial that is not finite.
     `attrs` holds the definition, the seed, and the wall time, in all and of each session.
     """
     with errors_as_sentences():

@@ -1,8 +1,8 @@
 """Towards 95 %: the recommendations of the reference report put to the test, on the recipes of lib/recipes.py.
 
 python towards95.py TABLE [WORKERS]  trains the rows that data/towards95/TABLE.csv does not have yet, or has from before
-                                     a change of the code, on every core or on so many; stopped, it goes on
-python towards95.py train NAME SEED [FOLDER]   trains a final network and tests it, once; goes on from its checkpoint in
+                                     a change of the code, on every core or on WORKERS of them; run it again to resume
+python towards95.py train NAME SEED [FOLDER]   trains a final network and tests it, once; resumes from its checkpoint in
                                      FOLDER (data/cache), which may have come from another machine
 python towards95.py rerun TABLE N    trains row N of a table again, and compares
 
@@ -132,7 +132,7 @@ def _row(base, measure, seed, recipe, load, checkpoint=None):
 def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     """Train what a table does not have yet, or has from before, each training in a process of its own; return it.
 
-    A training that is stopped goes on from its checkpoint in the folder `cache`, where it is until its row is written.
+    A training that is stopped resumes from its checkpoint in the folder `cache`, which is removed with its row written.
 
     It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
@@ -157,7 +157,7 @@ def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
                     work[future].unlink()
                     bar.update()
         except BrokenProcessPool:
-            raise InputError("a process that trained has died; the same command goes on from here") from None
+            raise InputError("a process that trained has died; run the same command again to resume") from None
     return load_table(path)
 
 
@@ -189,7 +189,7 @@ def rerun(name, row, folder=FOLDER, load=load_dataset):
 CONVOLUTIONAL = Recipe(
     network="convolutional",
     widths=(16, 64, 128, 256),
-    epochs=40,
+    epochs=30,
     optimizer="nag",
     learning_rate=0.1,
     warm_up=0.2,

@@ -46,7 +46,7 @@ FLAGS = {  # name: (default, meaning, what is allowed)
     **{f.name: (getattr(Config(), f.name), f.metadata["meaning"], _allowed(f)) for f in fields(Config)},
     "wandb_mode": ("$WANDB_MODE, `wandb disabled`, online with a key, or offline", "how W&B logs", ", ".join(MODES)),
     "backend": ("numpy", "what takes the steps; compiled needs Numba (make fast)", ", ".join(BACKENDS)),
-    "checkpoint": ("none", "written after each epoch; if it exists, training goes on from there", "a file"),
+    "checkpoint": ("none", "written after each epoch; if it exists, training resumes from there", "a file"),
     "save": ("none", "where the network of the best epoch goes", "a file"),
 }
 NAMES = {f"--{name}": name for name in FLAGS} | {f"-{short}": name for name, short in SHORT.items()}
@@ -154,7 +154,7 @@ def work(argv):
 
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
-    goes_on = "with --checkpoint, the same command goes on after the last whole epoch"
+    goes_on = "with --checkpoint, the same command resumes after the last whole epoch"
     return answer("train.py", usage(), argv, work, goes_on)
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/ledger.py --finished 5000 --workers 16 --seconds 60 --storage sqlite:///ledger.db --kill 5
 
-The storage gets a sweep by Bayes with so many finished trials, which are made up; then workers do
+The storage gets a sweep by Bayes with many finished trials, which are made up; then workers do
 what those of sweep.py do, but for the training. --kill N kills a worker, drawn at random, every N seconds.
 Prints one line of JSON.
 """
@@ -50,7 +50,7 @@ def train(config, data, on_epoch, **about):
 
 
 def fill(ledger, count):
-    """Enter so many finished trials, drawn at random."""
+    """Enter `count` finished trials, drawn at random."""
     rng = np.random.default_rng(0)
     space, now = ledger.sweep.space, datetime.now(UTC).replace(tzinfo=None)
     drawn = ledger.sweep._replace(definition={**ledger.sweep.definition, "method": "random"})

@@ -206,7 +206,7 @@ def check_losses(case, optimizer, number, losses):
 
 
 def measure_costs(options, add, progress):
-    """Loading, evaluation, and all that a training does besides its steps."""
+    """Loading, evaluation, and everything that a training does besides its steps."""
     tasks = [("loading", "first_load", None)]
     for shape in ends(options.shapes):
         tasks += [(shape, "evaluation", {"config": settings(shape)})]

@@ -84,7 +84,7 @@ def train_and_test_compiled(config, data, on_epoch=None, **about):
 
 
 def _at_chance(rows, epochs):
-    """Say why a training ends after these rows of its history; None if it goes on.
+    """Say why a training ends after these rows of its history; None if it continues.
 
     It ends if val_accuracy has been within CHANCE in all epochs, at least PATIENCE, and train_loss no longer falls by
     FALL: a training that is about to leave a plateau shows it there first.

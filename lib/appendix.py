@@ -77,7 +77,7 @@ def searches(grid, replays, budgets=None):
 
 
 def left_after(grid, replays, runs=RUNS):
-    """Return the regret of each replay after so many runs, by search, hyperband and seed."""
+    """Return the regret of each replay after this many runs, by search, hyperband and seed."""
     return replay.after(replays, runs).map(replay.regret(grid))
 
 

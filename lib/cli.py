@@ -106,7 +106,7 @@ def as_json(value):
     return json.dumps(finite(value), allow_nan=False)
 
 
-def answer(program, help, argv, work, interrupted="the same command goes on from here"):
+def answer(program, help, argv, work, interrupted="run the same command again to resume"):
     """Run a command line: print what `work(argv)` returns, as a line of JSON unless it is a text; return the status.
 
     0 done; 1 not reproduced (`agrees` is false) or not finite (`train_loss` is None), and nothing else; 2 something

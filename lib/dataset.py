@@ -26,7 +26,7 @@ N = N_TRAIN + N_VAL + N_TEST
 class Dataset:
     """Images x (n, n_in), uint8 or floating point, and labels y (n,), whole numbers: to train, to validate, to test.
 
-    x_test and y_test may both be None, where nothing is tested. Raises InputError, naming the field, unless all are
+    x_test and y_test may both be None, if nothing is tested. Raises InputError, naming the field, unless all are
     NumPy arrays that fit one another and class_names, a text for each class.
     """
 

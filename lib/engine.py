@@ -1,7 +1,7 @@
 """The steps of an epoch in one compiled function (Numba, float32): the mathematics of helpers.py, in its order.
 
 train(..., backend="compiled") asks for it. It works on the network's own theta and gradient and on the optimiser's own
-state, so a checkpoint of one backend goes on in the other. The matrix products are those of NumPy's own BLAS.
+state, so either backend can resume a checkpoint of the other. The matrix products are those of NumPy's own BLAS.
 
 FUNCTIONS, LOSSES and STEPS map what helpers.py computes with to its compiled twin, function by function: an entry that
 a user added to ACTIVATIONS, LOSSES or OPTIMIZERS has none, so its training runs in NumPy, and a warning says so.

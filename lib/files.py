@@ -226,9 +226,9 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
 def check_resumable(theta, config, steps_per_epoch):
     """Raise InputError if an optimiser cannot be resumed; return whether its steps depend on `epochs`.
 
-    Its state must be arrays, and all that it remembers: in every step another one, which takes over the state of the
-    first, must move theta and the state to the same bits. From 30 on t leaps, to meet what is done every 50 or 64
-    steps, once in an epoch, or at the end.
+    Its state must be arrays, and complete: in every step a second optimiser, made anew with the state of the first,
+    must move theta and the state to the same bits. From step 30 on t leaps, so as to meet what an optimiser does every
+    50 or 64 steps, once in an epoch, or at the end.
     """
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(len(theta) + 1000, np.float32).astype(theta.dtype)
@@ -274,7 +274,7 @@ def _same(arrays, others):
 
 
 def fingerprint(config, data, network):
-    """Return all that a training depends on, but for its epochs, which may become more: a dictionary for JSON.
+    """Return everything that a training depends on, except its epochs, which may become more: a dictionary for JSON.
 
     Its `start` is a checksum of the weights that the network has now, before the first epoch.
     """

@@ -274,7 +274,7 @@ class Stack(Network):
     """A network of layers for inputs x of one shape, (784,) or (28, 28, 1): the last output is the logits.
 
     As in Network, uint8 images are scaled to [0, 1], and all parameters are views into `theta`: W of all layers, then
-    v, and after these n_parameters the layers' state. Raises InputError where a layer does not fit the one before.
+    v, and after these n_parameters the layers' state. Raises InputError if a layer does not fit the one before.
     """
 
     def __init__(self, layers, shape, rng=None, dtype=np.float32):

@@ -27,7 +27,7 @@ from lib.storage import Database
 from lib.sweepfile import check_sweep, suggest
 from lib.tables import COLUMNS, failure
 
-ATTEMPTS = 10  # a trial in which so many workers have died has failed
+ATTEMPTS = 10  # give up on a trial after this many workers have died in it
 BEAT = 15  # seconds between two signs of life of whoever trains a trial
 GRACE = 60  # seconds without one, after which an owner out of sight may be dead
 

@@ -50,7 +50,7 @@ class Recipe:
     average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
     teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
     temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
-    copies: int = 0  # with a teacher the images are augmented so many times in all, not anew in each epoch
+    copies: int = 0  # augmented copies of the images, if there is a teacher; else they are augmented anew in each epoch
     seed: int = 0
 
 
@@ -203,7 +203,7 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
     """Train by a recipe; return the network as it is evaluated after the last epoch, and the history, a row per epoch.
 
     A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
-    checkpoint: a file written after each epoch; if it exists, training goes on from there, to the same bits.
+    checkpoint: a file written after each epoch; if it exists, training resumes from there, to the same bits.
     Raises InputError for a checkpoint of another training, FloatingPointError if the loss is not finite.
     """
     network = build(recipe)
@@ -238,7 +238,7 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
 
 
 def _fingerprint(recipe, data, network):
-    """Return all that a training depends on, the number of its epochs and its teachers' weights included."""
+    """Return everything that a training depends on, including the number of its epochs and its teachers' weights."""
     teachers = {name: _checksum(name) for name in recipe.teacher.split("+") if name}
     return {**fingerprint(recipe, data, network), "epochs": recipe.epochs, "teachers": teachers}
 

@@ -95,7 +95,7 @@ def replay(curves, points, search, hyperband, seed, budget=BUDGET):
 
     curves: val_accuracy (n, EPOCHS) of the rows of a whole table; points: of the rows. search: "random", uniform with
     replacement, or "tpe" (see `tpe`). hyperband: stop a run after an epoch of BANDS if it is not in the best 1/ETA of
-    all that came so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): one whenever a run
+    all runs so far, as sweep.py and W&B do. Returns a list of (runs, epochs spent, row): one whenever a run
     trained to its end is better than all before.
     """
     suggest = _suggester(points, search, seed, budget)

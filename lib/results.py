@@ -108,8 +108,8 @@ def worked_example():
 
 
 def vector(values):
-    """Return a vector as '(0.67, -0.24)'."""
-    return "(" + ", ".join(f"{value:.3f}" for value in np.ravel(values)) + ")"
+    """Return a vector as '(0.670, −0.240)'."""
+    return "(" + ", ".join(f"{value:.3f}" for value in np.ravel(values)).replace("-", "−") + ")"
 
 
 def bound(value):

@@ -282,7 +282,7 @@ def _with_distribution(spec):
 
 
 def _distribution(name, spec):
-    """Return a parameter as Optuna's distribution, if all that it can become is accepted by its field of Config."""
+    """Return a parameter as Optuna's distribution, if its field of Config accepts every value that it can take."""
     kind = spec["distribution"]
     if kind in ("constant", "categorical"):
         return CategoricalDistribution(_choices(name, [spec["value"]] if kind == "constant" else spec["values"]))

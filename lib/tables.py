@@ -4,8 +4,8 @@ A table is a CSV file in UTF-8 (`.csv`, or compressed: `.csv.gz`), one row for e
 the widths of several layers as "256 128". `tables.sha256` beside the tables has their checksums, as sha256sum writes
 them; a table that is not named there is not compared with it.
 
-A field of Config or a metric that is younger than a table is missing there, and takes its default (a metric: none). Any
-other column that is missing, and any that is not known, is an error: without it a row cannot be trained again.
+If a field of Config or a metric was added after a table was written, it takes its default (a metric: none). Any other
+column that is missing, and any that is not known, is an error: without it a row cannot be trained again.
 """
 
 import csv

@@ -251,7 +251,7 @@ def _train(config, data, log, on_epoch, network, checkpoint, backend):
     except OSError as error:
         if not checkpoint:
             raise
-        kept = "what it held is kept, and the same command goes on from there"
+        kept = "what it held is kept; run the same command again to resume"
         raise InputError(f"--checkpoint {checkpoint} cannot be written: {error.strerror or error}; {kept}") from None
     record(training.history[len(logged) :])  # of a checkpoint that was complete
     return training

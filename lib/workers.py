@@ -23,7 +23,7 @@ from lib.ledger import Ledger, _me, errors_as_sentences
 from lib.tables import FIELDS, failure, machine
 from lib.tracking import train_and_log
 
-DEATHS = 50  # a sweep that has ended so many workers in a row cannot run
+DEATHS = 50  # give up on a sweep after this many workers have died in a row
 LOOK = 0.3  # seconds between two looks at what others do
 
 
@@ -39,7 +39,7 @@ def _start_worker(storage, name, mode, *functions):
 
 
 def work():
-    """Train what the ledger gives, in a worker; exit with 2 and a sentence where that cannot go on."""
+    """Train what the ledger gives, in a worker; exit with status 2 and a sentence if that cannot go on."""
     out, sys.stdout = sys.stdout, sys.stderr  # a library that prints is not taken for the sentence
     try:
         with errors_as_sentences():
@@ -70,7 +70,7 @@ def _train_all(ledger, load, mode, train):
 
 
 def train_trial(ledger, trial, load, mode, train=train_and_log):
-    """Train a trial, as a run in W&B; return its outcome, with all that `train` returns."""
+    """Train a trial, as a run in W&B; return its outcome, with everything that `train` returns."""
     config = ledger.sweep.config(trial.params)
     history = []
 
@@ -97,10 +97,10 @@ def train_trial(ledger, trial, load, mode, train=train_and_log):
 
 
 def supervise(ledger, workers, *args):
-    """Keep so many workers alive, and show what they do, until all trials are finished, here or elsewhere.
+    """Keep workers alive, and show what they do, until all trials are finished, here or elsewhere.
 
-    args: storage, name, mode of W&B, load(name), train(config, data, on_epoch=..., test=False, mode=..., ...), which is
-    train_and_log or returns what that does; workers import both functions.
+    workers: how many. args: storage, name, mode of W&B, load(name), train(config, data, on_epoch=..., test=False,
+    mode=..., ...), which is train_and_log or returns what that does; workers import both functions.
     """
     began = time.monotonic()
     key = f"session {uuid4()}"
@@ -149,7 +149,7 @@ def _end(ledger, team):
 
 
 def _show(bar, ledger, shown):
-    """Bring the bar up to date or, where there is no terminal, say what is new; return how many have finished.
+    """Bring the bar up to date or, if there is no terminal, say what is new; return how many have finished.
 
     shown: the numbers of the trials that were finished before; those that are new are added.
     """

@@ -210,7 +210,7 @@ def test_ctrl_c_ends_trainings_side_by_side_with_one_sentence(wait, tmp_path):
             assert running.stdout.readline() == "ready\n"
             time.sleep(wait)
             os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-            sentence = "team.py: interrupted; the same command goes on from here\n"
+            sentence = "team.py: interrupted; run the same command again to resume\n"
             assert running.communicate(timeout=60) == ("", sentence) and running.returncode == 130
         finally:
             running.kill()

@@ -1,4 +1,4 @@
-"""grid.py: the grid goes on from whatever is left of it, its table says what was trained, and the analysis is exact."""
+"""grid.py: the grid resumes from whatever is left of it, its table says what was trained, and the analysis is exact."""
 
 import dataclasses
 import itertools
@@ -43,7 +43,7 @@ def begin(storage="sqlite:///grid.db", **values):
 
 
 def train(ledger, count):
-    """Train so many trials of it, in this process."""
+    """Train this many trials of it, in this process."""
     for _ in range(count):
         trial = ledger.claim()
         ledger.finish(trial, lib.workers.train_trial(ledger, trial, tiny, "disabled", lib.anova.train_and_test))

@@ -154,7 +154,7 @@ def test_links(export):
         "https://example.com/page"
     }
     assert "#link(<The-maths>)[maths]" in export.source
-    assert "#link(<two>)[Figure 3] and #link(<levels>)[Tables 2] and #link(<words>)[3]" in export.source
+    assert "#link(<two>)[Figure~3] and #link(<levels>)[Tables~2] and #link(<words>)[3]" in export.source
 
 
 def test_formulas_are_typeset(export):
@@ -308,6 +308,14 @@ def test_a_long_table_breaks_over_pages_with_its_head_and_a_short_one_does_not(t
     assert "114" in page
 
 
+def test_no_line_ends_before_a_per_cent_sign_or_a_number_of_a_figure(tmp_path):
+    text = "In Question 3\nit is 12\n%, and Figure 1<!--@f--> has 5 %.\n\n**Figure.**<!--#f--> All of Table 2 %."
+    path = write_notebook(tmp_path / "n.ipynb", new_markdown_cell(text))
+    assert report.main([str(path), "--no-execute"]) == 0
+    source = Export(path).source
+    assert [word in source for word in ("Question~3", "12~%", "Figure~1", "5~%", "Table~2~%")] == [True] * 5
+
+
 def test_the_same_notebook_gives_the_same_bytes(folder, export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = get_exporter("report.TypstPDFExporter")()
@@ -390,7 +398,7 @@ def test_executes_and_writes_three_files(tmp_path, monkeypatch, capfd):
     assert not any("execution" in c.metadata for c in nb.cells)
     assert "Figure 2<!--@its--> says **42<!--= 6 * seven -->**." in nb.cells[0].source
     assert nb.cells[2].outputs[1].data["text/markdown"].startswith("**Figure 2.**") and len(nb.metadata.date) == 10
-    text = pypdf.PdfReader(tmp_path / "out" / "run.pdf").pages[0].extract_text()
+    text = pypdf.PdfReader(tmp_path / "out" / "run.pdf").pages[0].extract_text().replace("\xa0", " ")
     assert "Figure 2. Its caption." in text and "Figure 2 says 42." in text and "undisclosed" not in text
     page = (tmp_path / "out" / "run.html").read_text(encoding="utf-8")
     assert "<title>Run</title>" in page and 'alt="Saved."' in page and "undisclosed" not in page
@@ -594,7 +602,7 @@ def test_the_committed_report_has_no_white_pages_and_is_not_too_long(committed):
 def test_every_figure_and_table_of_the_committed_report_is_numbered_captioned_and_referred_to(committed):
     labels = re.findall(r"(?:#figure\(image|, kind: table).*?\) <([\w-]+)>|\)\n<([\w-]+)>", committed.source, re.S)
     names = {name or other for name, other in labels}
-    referred = set(re.findall(r"#link\(<([\w-]+)>\)\[(?:Figures?|Tables?)? ?\d", committed.source))
+    referred = set(re.findall(r"#link\(<([\w-]+)>\)\[(?:Figures?|Tables?)?[~ ]?\d", committed.source))
     assert len(names) > 20 and names <= referred, names - referred
     assert not re.search(r"#align\(center, image", committed.source)  # a picture without a caption
 

@@ -140,7 +140,7 @@ def write(tmp_path):
 
 def command(*argv, load="tiny"):
     """The command line of sweep.py in a process of its own, on tiny data, with everything it writes in this folder."""
-    loaders = [inspect.getsource(one) for one in (tiny, broken, here, elsewhere)]  # without all that is imported here
+    loaders = [inspect.getsource(one) for one in (tiny, broken, here, elsewhere)]  # without what is imported here
     module = f"loaders_{load}"
     with lib.files.write_atomically(f"{module}.py") as file:  # another process may be importing it
         file.write("\n".join([*IMPORTS, MACHINES.get(load, ""), *loaders]).encode())
@@ -157,7 +157,7 @@ def process(*argv, load="tiny", **options):
 
 @contextmanager
 def started(*argv, load="tiny"):
-    """That, running, in a process group of its own; killed at the end, with all that it has started."""
+    """That, running, in a process group of its own; killed at the end, with everything that it has started."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(command(*argv, load=load), process_group=0, **pipes)
     try:
@@ -402,7 +402,7 @@ def test_ctrl_c_ends_it_cleanly_without_waiting_for_a_trial_and_the_same_command
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does
         _, err = running.communicate(timeout=60)  # of 400 trials, which would take minutes
         assert running.returncode == 130 and "Traceback" not in err
-        assert err.splitlines()[-1] == "sweep.py: interrupted; the same command goes on from here"
+        assert err.splitlines()[-1] == "sweep.py: interrupted; run the same command again to resume"
         assert not any(one.is_running() for one in team)
     before, count = finished(), len(trials()) + 1
     assert process(argv[0], "--workers", "1", "--count", count)[0] == 0
@@ -461,7 +461,7 @@ def test_a_full_disk_ends_in_a_sentence(write):
     assert status == 2 and not out and "Traceback" not in err
     assert re.search("the storage cannot be used: .*(disk|full|I/O)", last), last
     before = finished()
-    assert begin(path).claim().number == len(before)  # all that was recorded is there, and it goes on
+    assert begin(path).claim().number == len(before)  # everything recorded is there, and it resumes
 
 
 def test_a_storage_that_cannot_be_written_ends_in_a_sentence(write):

@@ -199,7 +199,7 @@ local second = {
   end,
 }
 
--- Then formulas. For Typst, whose pictures come next, they are rewritten here.
+-- Then formulas, which for Typst are rewritten here, and spaces at which no line ends.
 
 local function formula(el)
   local source = el.text
@@ -215,7 +215,18 @@ local function formula(el)
   return pandoc.RawInline('typst', '#[#set math.equation(' .. numbering .. 'alt: ' .. quoted(source) .. ')\n' .. text .. ']')
 end
 
-local third = {Math = formula}
+local numbered = {Figure = true, Figures = true, Table = true, Tables = true, Question = true}
+
+local function join_numbers(inlines)  -- a line ends neither before a per cent sign nor between Figure and its number
+  for i = 2, #inlines - 1 do
+    local before, after = inlines[i - 1].text or '', inlines[i + 1].text or ''
+    local space = inlines[i].t == 'Space' or inlines[i].t == 'SoftBreak'
+    if space and (after:find '^%%' or numbered[before] and after:find '^%d') then inlines[i] = pandoc.Str '\u{A0}' end
+  end
+  return inlines
+end
+
+local third = {Math = formula, Inlines = join_numbers}
 
 -- Last what only Typst needs: files that it can read, floats, parts and the place of the contents.
 
