@@ -146,6 +146,34 @@ def check_moves(theta, config):
     raise InputError(f"optimizer {config.optimizer!r} leaves theta as it was in {STEPS} steps; allowed: {STEP}")
 
 
+def outcomes(config, network):
+    """Return what a training's optimiser, loss and activation make of a few numbers, to four digits.
+
+    Four digits are the same on every machine. So a checkpoint tells a function from another one that has its name now.
+    """
+    dtype, n_out = network.theta.dtype, network.sizes[-1]
+    theta, g = np.random.default_rng(0).standard_normal((2, len(network.theta))).astype(dtype)
+    before = theta.copy()
+    step, _ = make_optimizer(theta, config)
+    with np.errstate(all="ignore"):
+        for t in range(1, 4):
+            step(t * g, t, config.learning_rate, 1 / t)
+    z = np.linspace(-3, 3, 4 * n_out, dtype=dtype).reshape(4, n_out)
+    value, delta = LOSSES[config.loss](z, np.arange(4) % n_out)
+    numbers = {"optimizer": [g @ (theta - before).astype(float)], "loss": [value, np.vdot(delta.astype(float), z)]}
+    if hasattr(network, "f"):
+        z = np.linspace(-3, 3, 2 * network.sizes[1], dtype=dtype).reshape(2, -1)
+        slope = np.empty_like(z)
+        if network.derivative:
+            network.f(z)
+            network.derivative(z, slope)
+        else:
+            network.f(z, slope)
+        weights = np.linspace(1, 2, z.size)
+        numbers["activation"] = [z.ravel() @ weights, slope.ravel() @ weights]
+    return {f"outcome of {name}": " ".join(f"{one:.4g}" for one in values) for name, values in numbers.items()}
+
+
 def check_training(config, data, network):
     """Raise InputError for labels that do not fit the network, and for a loss that does not do what it should."""
     for name in ("train", "val"):

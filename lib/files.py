@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 
 from helpers import Config, InputError, Network
-from lib.families import make_optimizer
+from lib.families import make_optimizer, outcomes
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -295,7 +295,8 @@ def resumed(path, config, data, network, best_theta, state):
     InputError for them, if the file is in use, damaged or of another training, or if the optimiser cannot be resumed.
     """
     depends_on_epochs = check_resumable(network.theta, config, -(-len(data.x_train) // config.batch_size))
-    training = fingerprint(config, data, network)
+    functions = outcomes(config, network)
+    training = fingerprint(config, data, network) | functions
     if depends_on_epochs:  # a rate that falls until the last epoch, for example
         training["epochs"] = config.epochs
     arrays = {"theta": network.theta, "best_theta": best_theta}
@@ -303,7 +304,7 @@ def resumed(path, config, data, network, best_theta, state):
     with locked(path):
         history = []
         if Path(path).exists():
-            history = load_checkpoint(path, training, arrays, asdict(Config()), config.epochs)
+            history = load_checkpoint(path, training, arrays, asdict(Config()) | functions, config.epochs)
         kept = network.theta.copy()
 
         def save(history):

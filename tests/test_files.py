@@ -248,12 +248,52 @@ def test_another_initialiser_under_the_same_name_is_another_training(small, tiny
         train(config, small, checkpoint=tmp_path / "c.npz")
 
 
-def test_a_checkpoint_from_before_its_start_was_noted_goes_on(small, tiny_config, tmp_path):
+def own_optimizer(factor):
+    def optimizer(theta, config):
+        def step(g, t, eta, loss):
+            theta[:] -= factor * eta * np.sign(g)
+
+        return step, {}
+
+    return optimizer
+
+
+def own_loss(factor):
+    def loss(z, y):
+        value, delta = helpers.cross_entropy(z, y)
+        return factor * value, np.float32(factor) * delta
+
+    return loss
+
+
+OWN = {
+    "optimizer": (helpers.OPTIMIZERS, own_optimizer(1), own_optimizer(1.01)),
+    "loss": (helpers.LOSSES, own_loss(1), own_loss(1.01)),
+    "activation": (helpers.ACTIVATIONS, helpers.ACTIVATIONS["tanh"], helpers.ACTIVATIONS["ReLU"]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_another_function_under_the_same_name_is_another_training(kind, small, tiny_config, tmp_path, monkeypatch):
+    known, first, second = OWN[kind]
+    monkeypatch.setitem(known, "mine", first)
+    config = tiny_config(epochs=1, **{kind: "mine"})
+    train(config, small, checkpoint=tmp_path / "c.npz")
+    longer = dataclasses.replace(config, epochs=2)
+    monkeypatch.setitem(known, "mine", second)
+    with pytest.raises(InputError, match=f"c.npz is a checkpoint of another training: outcome of {kind} is '.*there"):
+        train(longer, small, checkpoint=tmp_path / "c.npz")
+    monkeypatch.setitem(known, "mine", first)
+    assert len(train(longer, small, checkpoint=tmp_path / "c.npz").history) == 2
+
+
+def test_a_checkpoint_from_before_its_start_and_functions_were_noted_goes_on(small, tiny_config, tmp_path):
     path = tmp_path / "c.npz"
     train(tiny_config(epochs=1), small, checkpoint=path)
     arrays = dict(np.load(path))
     about = json.loads(str(arrays["about"]))
-    del about["training"]["start"]
+    for name in ("start", "outcome of optimizer", "outcome of loss", "outcome of activation"):
+        del about["training"][name]
     lib.files.write_npz(path, **{**arrays, "about": json.dumps(about)})
     resumed = train(tiny_config(), small, checkpoint=path).network.theta
     assert (resumed == train(tiny_config(), small).network.theta).all()
