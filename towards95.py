@@ -35,6 +35,7 @@ from lib.recipes import (
     CACHE,
     COLUMNS,
     FOLDER,
+    NOW,
     Recipe,
     accuracy,
     load_network,
@@ -118,7 +119,6 @@ PIXELS = {
 TABLES = {"ablation": ABLATION, "recommended": RECOMMENDED, "pixels": PIXELS}  # name of a .csv file: its trainings
 SEEDS = {"plain": 3, "whole": 3, "wide": 1, "long": 5, "dense": 3, "convolutional": 3}  # by base
 KEY = ["base", "measure", "seed"]
-NOW = "as the code stands"
 
 
 def _row(base, measure, seed, recipe, load, checkpoint=None):

@@ -331,6 +331,7 @@ def load_network(path):
 
 # --------------------------------------------------------------------------------------------------------------- tables
 
+NOW = "as the code stands"  # `made` of a row, unless the code has changed since: then it says before what it was made
 MADE = tables.TEXT._replace(optional=True, young=True)  # "earlier" in a table from before it was there
 RESULTS = {
     "seed": tables.COUNT,
@@ -370,6 +371,12 @@ def load_table(path):
     columns, key = (FINAL_COLUMNS, ["name", "seed"]) if final else (COLUMNS, ["base", "measure", "seed"])
     table = tables.read_table(path, columns, _check, unique=key)
     return table.assign(made=table.made.fillna("earlier"))
+
+
+def newest(table):
+    """Return a table of final networks without the rows that the code as it stands has begun to replace."""
+    now = table.made == NOW
+    return table[now | ~table.name.isin(table.name[now])]
 
 
 def _check(row):

@@ -9,7 +9,7 @@ import helpers
 from lib import anova, claims, replay, studies, tables
 from lib.dataset import DATA_DIR
 from lib.plots import words
-from lib.recipes import load_table
+from lib.recipes import load_table, newest
 from lib.sweepfile import load_sweep
 
 TOPS = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
@@ -41,6 +41,7 @@ def read_tables(folder=DATA_DIR):
     found |= {name: studies.load_study(name, folder / "studies") for name in studies.STUDIES}
     found["mnist"] = studies.named(found["mnist"], studies.DIGITS)
     found |= {path.stem: load_table(path) for path in sorted((folder / "towards95").glob("*.csv"))}
+    found["final"] = newest(found["final"])
     return SimpleNamespace(**found)
 
 

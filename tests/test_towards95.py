@@ -643,11 +643,16 @@ def test_the_stored_networks_give_what_their_table_says():
     assert sum(path.stat().st_size for path in FOLDER.glob("*-0.npz")) < 10e6
 
 
+def test_a_network_trained_anew_is_quoted_without_its_rows_from_before():
+    made = ["before x", NOW, "before x", NOW, "before x"]
+    table = pd.DataFrame({"name": ["a", "a", "b", "c", "a"], "seed": [0, 1, 0, 0, 2], "made": made})
+    quoted = recipes.newest(table)
+    assert list(zip(quoted.name, quoted.seed)) == [("a", 1), ("b", 0), ("c", 0)]
+
+
 def test_the_numbers_of_the_readme_are_those_of_the_table_and_say_what_is_from_before():
-    table, readme = (
-        recipes.load_table(FOLDER / "final.csv"),
-        (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8"),
-    )
+    table = recipes.newest(recipes.load_table(FOLDER / "final.csv"))
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
     for (name, made), t in table[~table.name.str.startswith("mnist")].groupby(["name", "made"]):
         words = [f"{v.mean():.4f} ± {v.std():.4f}" for v in (t.test_accuracy, t.test_accuracy_flips)]
         label = f"{name}, mean of {len(t)} seeds" + (f", {made}" if made != NOW else "")
