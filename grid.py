@@ -41,13 +41,13 @@ from lib.anova import (
     train_and_test,
     train_and_test_compiled,
 )
-from lib.cli import Parser, answer, ready_backend
+from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend
 from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
 from lib.storage import file_url
-from lib.sweepfile import suggest, whole
+from lib.sweepfile import suggest
 from lib.workers import supervise
 
 STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
@@ -190,31 +190,32 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workers")
     parser.add_argument("--storage", default=STORAGE)
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--folder", type=Path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
-    parser.add_argument("number", nargs="?", type=int)
+    parser.add_argument("number", nargs="?")
 
     def work(argv):
         given = parser.parse_args(argv)
         if given.backend != "numpy" and given.what != "run":
             raise InputError(f"--backend is given with {given.what}; allowed: where the grid itself is trained")
-        if given.workers is not None:
-            whole("--workers", given.workers)
-        if given.number is not None and given.what != "rerun":
-            raise InputError(f"{given.what} is given {given.number}; allowed: a number after rerun alone")
+        workers = None if given.workers is None else number("--workers", given.workers, 1, MOST_WORKERS)
+        if (given.number is None) == (given.what == "rerun"):
+            raise InputError(
+                f"N is {given.number or 'missing'} after {given.what}; allowed: rerun N, and no other number"
+            )
         path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
         match given.what:
             case "rerun":
-                return rerun(given.number, path)
+                return rerun(number("N", given.number), path)
             case "seeds":
                 return {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
             case "replay":
                 return {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
         if given.what == "run":
-            table = run(given.workers, given.storage, path, backend=given.backend)
+            table = run(workers, given.storage, path, backend=given.backend)
         else:
             table = export(given.storage, path)
         return {"table": str(path), "rows": len(table), "of": SPACE.count} | table.state.value_counts().to_dict()

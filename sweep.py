@@ -34,7 +34,7 @@ import numpy as np
 
 from helpers import METRICS, Config, InputError
 from lib import tables
-from lib.cli import Parser, answer, ready_backend, say
+from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import file_url
@@ -67,20 +67,21 @@ def run(
     Raises InputError if something given, or the storage, cannot be used.
     """
     one_of("--engine", engine, ["local", "wandb"])
-    for flag, value, low in [("--count", count, 1), ("--workers", workers, 1), ("--seed", seed, 0)]:
+    for flag, value, *ends in [("--count", count, 1), ("--workers", workers, 1, MOST_WORKERS), ("--seed", seed, 0)]:
         if value is not None:
-            whole(flag, value, low)
+            whole(flag, value, *ends)
     train = train_compiled if ready_backend(backend) == "compiled" else train_and_log
     sweep = read_sweep(file, count, quick)
     if engine == "wandb":
-        if workers or storage or seed or backend != "numpy":
+        if workers or storage is not None or seed or backend != "numpy":
             flags = "--workers, --storage, --seed and --backend"
             raise InputError(f"{flags} are for --engine local; start further agents instead")
         if is_disabled():
             raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
         table = _run_on_wandb(sweep)
     else:
-        table = _run_here(sweep, workers or os.cpu_count(), storage or _default_storage(folder), seed, load, train)
+        storage = _default_storage(folder) if storage is None else storage
+        table = _run_here(sweep, workers or os.cpu_count(), storage, seed, load, train)
     _export(table, Path(folder), sweep.name)
     return table
 
@@ -110,7 +111,7 @@ def results(name, storage=None, folder=FOLDER):
     `attrs` holds the definition, the seed, and the wall time, in all and of each session.
     """
     with errors_as_sentences():
-        return Ledger(storage or _default_storage(folder), name).table()
+        return Ledger(_default_storage(folder) if storage is None else storage, name).table()
 
 
 def _export(table, folder, name):
@@ -198,14 +199,15 @@ def main(argv=None, load=load_dataset):
         parser.add_argument("--folder", type=Path, default=FOLDER)
         if argv[:1] == ["rerun"]:
             parser.add_argument("name")
-            parser.add_argument("trial", type=int)
-            return rerun(**vars(parser.parse_args(argv[1:])), load=load)
-        for flag in ("file", "--storage", "--engine", "--backend"):
+            parser.add_argument("trial")
+            given = parser.parse_args(argv[1:])
+            return rerun(given.name, number("TRIAL", given.trial), given.folder, load)
+        for flag in ("file", "--storage", "--engine", "--backend", "--count", "--workers", "--seed"):
             parser.add_argument(flag)
-        for flag in ("--count", "--workers", "--seed"):
-            parser.add_argument(flag, type=int)
         parser.add_argument("--quick", action="store_true")
         given = parser.parse_args(argv)
+        for name in vars(given).keys() & {"count", "workers", "seed"}:
+            setattr(given, name, number(f"--{name}", getattr(given, name)))
         table = run(**vars(given), load=load)
         best = None if table.val_accuracy.isna().all() else table.val_accuracy.max()
         path = given.folder / f"{table.attrs['definition']['name']}.csv"

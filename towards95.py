@@ -27,7 +27,7 @@ import pandas as pd
 
 from helpers import Config, InputError
 from lib import tables
-from lib.cli import answer, number, progress
+from lib.cli import MOST_WORKERS, answer, number, progress
 from lib.dataset import load_dataset
 from lib.files import write_npz
 from lib.parallel import end_with_parent
@@ -260,7 +260,7 @@ def _command(argv):
     match argv:
         case [name, *workers] if name in TABLES and len(workers) <= 1:
             path = FOLDER / f"{name}.csv"
-            table = complete(path, TABLES[name], *(number("WORKERS", one) for one in workers))
+            table = complete(path, TABLES[name], *(number("WORKERS", one, 1, MOST_WORKERS) for one in workers))
             return {"table": str(path), "rows": len(table)}
         case ["train", name, seed, *folder] if name in FINAL and len(folder) <= 1:
             with progress(FINAL[name].epochs, "epoch") as bar:

@@ -4,10 +4,9 @@ python benchmarks/ledger.py --finished 5000 --workers 16 --seconds 60 --storage 
 
 The storage gets a sweep by Bayes with many finished trials, which are made up; then workers do
 what those of sweep.py do, but for the training. --kill N kills a worker, drawn at random, every N seconds.
-Prints one line of JSON.
+Prints one line of JSON. Exit status: 0 done, 2 something given cannot be used, 130 interrupted.
 """
 
-import argparse
 import json
 import signal
 import sys
@@ -26,8 +25,9 @@ sys.path.insert(0, str(ROOT))
 
 import lib.ledger  # noqa: E402
 import lib.workers  # noqa: E402
-from helpers import METRICS  # noqa: E402
+from helpers import METRICS, number  # noqa: E402
 from lib import rows  # noqa: E402
+from lib.cli import MOST_WORKERS, Parser, answer  # noqa: E402
 from lib.sweepfile import read_sweep, suggest  # noqa: E402
 from lib.tables import HISTORIES, RESULTS  # noqa: E402
 
@@ -113,14 +113,21 @@ def measure(ledger, workers, seconds, kill, *args):
 
 
 def main():
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--finished", type=int, default=5000)
-    parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--kill", type=float, default=0)
+    """Run the command line; return the exit status."""
+    return answer("ledger.py", __doc__, None, work, "nothing is to be resumed")
+
+
+def work(argv):
+    """Measure as the flags say; return what was found."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    flags = {"finished": (5000, int, "[0, 1000000]"), "workers": (16, int, f"[1, {MOST_WORKERS}]")}
+    flags |= {"seconds": (60.0, float, "(0, 86400]"), "kill": (0.0, float, "[0, 86400]")}
+    for name, (default, kind, _) in flags.items():
+        parser.add_argument(f"--{name}", default=default, type=kind)
     parser.add_argument("--storage", default="sqlite:///ledger.db")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
+    for name, (_, kind, allowed) in flags.items():
+        setattr(given, name, number(f"--{name}", getattr(given, name), kind, allowed))
     sweep = read_sweep(ROOT / "sweeps" / "bayes.yaml", count=given.finished + 100_000)
     ledger = lib.ledger.Ledger(given.storage, sweep.name, sweep)
     if not ledger.trials():
@@ -130,10 +137,10 @@ def main():
     trials = lib.ledger.Ledger(given.storage, sweep.name).trials()
     whole = [trial.number for trial in trials] == list(range(len(trials)))
     different = len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == len(trials)
-    print(json.dumps(vars(given) | found | {"numbers_whole": whole, "all_different": different}))
+    return vars(given) | found | {"numbers_whole": whole, "all_different": different}
 
 
 if __name__ == "__main__":
     import benchmarks.ledger  # workers import these functions by the name of their module
 
-    benchmarks.ledger.main()
+    sys.exit(benchmarks.ledger.main())

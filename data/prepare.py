@@ -146,6 +146,7 @@ def prepare_all(archives, data_dir):
 def main():
     """The command line; what cannot be read or written is one sentence, and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     parser.add_argument("archives", type=Path, metavar="ARCHIVES")
     parser.add_argument("--data-dir", type=Path, default=Path(__file__).parent, help="default: this script's folder")
     args = parser.parse_args()

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from helpers import BACKENDS, InputError, choice
 from lib.dataset import ROOT
 
+MOST_WORKERS = 32 * (os.cpu_count() or 1)  # side by side: more than that would only use up the memory
+
 
 class Unsaved(InputError):
     """The work is done and `result` says what came out, but a file that was to hold it cannot be written."""
@@ -30,7 +32,8 @@ class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are InputErrors: one sentence, no usage text."""
 
     def error(self, message):
-        raise InputError(message)
+        message = re.sub(r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", r"\1 is \2; allowed: \3", message)
+        raise InputError(re.sub(r"argument (.+): invalid \w+ value: (.+)", r"\1 is \2; allowed: a number", message))
 
 
 def say(sentence, program="train.py"):
@@ -65,10 +68,11 @@ def progress(total, unit, initial=0):
     return tqdm(total=total, initial=initial, unit=unit, disable=not (sys.stderr and sys.stderr.isatty()))
 
 
-def number(name, text):
-    """Return the whole number in a text. Raises InputError, naming the argument, for anything but a few digits."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise InputError(f"{name} is {text!r}; allowed: a whole number from 0")
+def number(name, text, low=0, high=None):
+    """Return the whole number in a text. Raises InputError, naming the argument, unless it is from `low` to `high`."""
+    if not re.fullmatch("[0-9]{1,18}", text) or not low <= int(text) <= (high or math.inf):
+        ends = f" to {high}" if high else ", of at most 18 digits" if len(text) > 18 else ""
+        raise InputError(f"{name} is {text!r}; allowed: a whole number from {low}{ends}")
     return int(text)
 
 
@@ -123,6 +127,8 @@ def answer(program, help, argv, work, interrupted="run the same command again to
         return 130
     except (InputError, OSError, MemoryError) as error:
         sentence = str(error) or "there is not enough memory"
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            sentence = f"{error.filename} cannot be used: {error.strerror}"
         say(sentence if len(sentence) < 2000 else f"{sentence[:1000]} ... {sentence[-500:]}", program)
         outcome, status = getattr(error, "result", None), getattr(error, "status", 2)
     except Exception:

@@ -68,7 +68,7 @@ def test_status_1_means_not_reproduced_or_not_finite(ended, outcome, status):
     "error, status, said",
     [
         (InputError("it is\n wrong"), 2, "some.py: it is wrong"),
-        (OSError(28, "No space left on device", "a.csv"), 2, "some.py: [Errno 28] No space left on device: 'a.csv'"),
+        (OSError(28, "No space left on device", "a.csv"), 2, "some.py: a.csv cannot be used: No space left on device"),
         (MemoryError(), 2, "some.py: there is not enough memory"),
         (KeyboardInterrupt(), 130, "some.py: interrupted; and so on"),
     ],

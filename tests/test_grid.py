@@ -179,10 +179,20 @@ def test_the_command_line(capsys):
     assert grid.main(["export", *here]) == 0
     states = lib.anova.load_grid("grid.csv.gz").state.value_counts().to_dict()
     assert json.loads(capsys.readouterr().out) == {"table": "grid.csv.gz", "rows": 2, "of": 5832, **states}
-    for argv in (["rerun"], ["rerun", "x"], ["rerun", "2"], ["fly"], ["--workers", "0"], ["--storage", "redis://a"]):
-        assert grid.main([*here, *argv]) == 2, argv
+    wrong = {
+        "rerun": "N is missing",
+        "rerun x": "N is 'x'",
+        "rerun 2": "2",
+        "seeds 3": "N is 3",
+        "fly": "what is 'fly'",
+        "--workers 0": "--workers is '0'",
+        "--workers 9999": "--workers is '9999'",
+        "--storage redis://a": "redis",
+    }
+    for argv, said in wrong.items():
+        assert grid.main([*here, *argv.split()]) == 2, argv
         out, err = capsys.readouterr()
-        assert err.count("\n") == 1 and not out
+        assert err.count("\n") == 1 and said in err and not out
     train(ledger := begin(), 3)
     finished = len(ledger.trials())
     assert grid.main(["export", *here]) == 0 and json.loads(capsys.readouterr().out)["rows"] == finished == 5

@@ -218,16 +218,19 @@ LR = "learning_rate"
 
 COMMANDS = [
     ([], "file"),
-    (["missing.yaml"], "missing.yaml"),
+    (["missing.yaml"], "sweep.py: missing.yaml cannot be used: No such file"),
     (["FILE", "--count", "0"], "--count"),
     (["FILE", "--count", "two"], "--count"),
     (["FILE", "--count"], "--count"),
+    (["FILE", "--count", "1_0"], "--count is '1_0'"),
     (["FILE", "--workers", "0"], "workers"),
+    (["FILE", "--workers", "100000"], "--workers is 100000; allowed: .* to "),
     (["FILE", "--seed", "-1"], "seed"),
     (["FILE", "--engine", "cloud"], "engine"),
     (["FILE", "--work", "2"], "--work"),
     (["FILE", "more"], "more"),
     (["FILE", "--storage", "nonsense"], "--storage"),
+    (["FILE", "--storage", ""], "--storage"),
     (["FILE", "--storage", "redis://a/b"], "--storage"),
     (["FILE", "--storage", "mysql://a/b"], "--storage"),
     (["FILE", "--storage", "sqlite://"], "--storage"),
@@ -235,7 +238,7 @@ COMMANDS = [
     (["FILE", "--folder", "/proc/none"], "/proc/none"),
     (["FILE", "--engine", "wandb", "--workers", "2"], "--workers"),
     (["rerun"], "name"),
-    (["rerun", "small", "x"], "trial"),
+    (["rerun", "small", "x"], "TRIAL is 'x'"),
     (["rerun", "small", "0"], "small"),
 ]
 

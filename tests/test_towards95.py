@@ -563,6 +563,8 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
         ["train", "dense", "-1"],
         ["train", "dense", "²"],
         ["pixels", "٣"],
+        ["pixels", "0"],
+        ["pixels", "9999"],
         ["train", "dense", "0", "/nowhere/at/all"],
         ["rerun", "9"],
         ["rerun", "ablation", "x"],
