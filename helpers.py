@@ -167,9 +167,8 @@ class Network:
     activation, weight_init: names in ACTIVATIONS, WEIGHT_INITS. rng: a Generator or a seed. dtype: float32 or float64.
 
     All parameters are views into one vector `theta` (all weights first, then all biases), all gradients views into
-    another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes or names not allowed,
-    for a function under such a name that does not do what it should, and, in every method, for images and labels that
-    do not fit.
+    another, `gradient`: an optimiser sees two vectors and no layers. Raises InputError for sizes, names or a seed not
+    allowed, a function that does not do what it should, and, in every method, images and labels that do not fit.
     """
 
     def __init__(self, sizes, activation="tanh", weight_init="Xavier", rng=None, dtype=np.float32):
@@ -189,7 +188,7 @@ class Network:
         self.dW, self.db = self.parts(self.gradient)[: len(shapes)], self.parts(self.gradient)[len(shapes) :]
         self._scratch = np.empty(self.n_weights, dtype)
         draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
-        rng = np.random.default_rng(rng)
+        rng = families.generator(rng)
         for W in self.W:
             families.fill_weights(W, draw, rng)
         self._buffers = []  # a, delta, f' of each layer, and ones, for the longest batch so far
@@ -290,10 +289,11 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
     """Compare backprop with central differences (J(theta_i + epsilon) - J(theta_i - epsilon)) / (2 epsilon), for all i.
 
     Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l. Raises InputError unless
-    the network is float64.
+    the network is float64 and epsilon is positive.
     """
     if network.theta.dtype != np.float64:
         raise InputError(f"the network is {network.theta.dtype}; allowed: float64, or rounding hides the error")
+    number("epsilon", epsilon, float, "(0, 1]")
     network.objective(x, y, loss, weight_decay)
     exact = network.gradient.copy()
     numeric = np.empty_like(exact)
@@ -562,10 +562,11 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     checkpoint: a file (.npz) written after each epoch; if it exists, training resumes from there, to the same bits.
     Returns a Training. A row has epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds (with evaluation)
     and step_seconds (without). A loss that is not finite ends the training: its epoch gets no row, `stopped` says why.
-    Raises InputError for data, functions of one's own or a checkpoint that do not fit, or what cannot be resumed.
+    Raises InputError for arguments, functions of one's own or a checkpoint that do not fit, or what cannot be resumed.
     """
-    network = new_network(config, data) if network is None else network
     families = import_module("lib.families")
+    families.check_kinds(config, data, network, on_epoch, checkpoint)
+    network = new_network(config, data) if network is None else network
     families.check_training(config, data, network)
     patience = None if patience is None else number("patience", patience, int, "[1, inf)")
     step, state = families.make_optimizer(network.theta, config)

@@ -5,13 +5,14 @@ as if the function were not there. So each is called once on a few numbers, and 
 what helpers.py says above its dictionary. What a user's function raises is told in that sentence, too.
 """
 
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 
 import numpy as np
 
-from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, WEIGHT_INITS, InputError, check_labels, choice
+from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, WEIGHT_INITS, Config, InputError, Network, check_labels, choice
 
 STEPS = 64  # of an optimiser that may sum gradients up before it moves theta
 PAIR = "f(z) that works in place and f'(a, out) that fills out; or f(z, out) that does both, and None"
@@ -46,6 +47,14 @@ def _in_place(returned, *arrays):
     """Return whether a function has returned nothing, or the arrays that it was given to work on."""
     parts = returned if isinstance(returned, tuple) else (returned,)
     return all(part is None or any(part is array for array in arrays) for part in parts)
+
+
+def generator(rng):
+    """Return a Generator or a seed as a Generator. Raises InputError for anything else."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise InputError(f"rng is {rng!r}; allowed: a Generator, or a seed from 0") from None
 
 
 def floating(dtype):
@@ -172,6 +181,19 @@ def outcomes(config, network):
         weights = np.linspace(1, 2, z.size)
         numbers["activation"] = [z.ravel() @ weights, slope.ravel() @ weights]
     return {f"outcome of {name}": " ".join(f"{one:.4g}" for one in values) for name, values in numbers.items()}
+
+
+def check_kinds(config, data, network, on_epoch, checkpoint):
+    """Raise InputError if something given to `train` is of another kind: before an epoch is trained for nothing."""
+    parts = [f"{one}_{part}" for one in "xy" for part in ("train", "val")]
+    for name, value, fits, allowed in (
+        ("config", config, isinstance(config, Config), "a Config"),
+        ("data", data, all(hasattr(data, part) for part in parts), "a Dataset"),
+        ("network", network, isinstance(network, Network | None), "a Network"),
+        ("on_epoch", on_epoch, on_epoch is None or callable(on_epoch), "a function of an epoch's row"),
+        ("checkpoint", checkpoint, isinstance(checkpoint, str | os.PathLike | None), "the path of a file"),
+    ):
+        _refuse_unless(fits, f"{name} is {shown(value)}", allowed)
 
 
 def check_training(config, data, network):

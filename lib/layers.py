@@ -12,7 +12,7 @@ from functools import partial, reduce
 
 import numpy as np
 
-from helpers import WEIGHT_INITS, InputError, Network, choice
+from helpers import WEIGHT_INITS, InputError, Network, choice, number
 from lib.families import fill_weights, floating
 from lib.files import NETWORKS
 
@@ -59,6 +59,11 @@ class Layer:
         return arrays[name]
 
 
+def _check_sizes(**sizes):
+    for name, size in sizes.items():
+        number(name, size, int, "[1, inf)")
+
+
 def channel_sums(x, y=None):
     """Sum x, or x * y, both (batch, ..., channels), over all axes but the last: float64 (channels,).
 
@@ -74,6 +79,7 @@ class Dense(Layer):
     """z = x W + b, with x (batch, ...) taken as (batch, n_in);  dW = x^T delta;  db = sum of delta;  dx = delta W^T."""
 
     def __init__(self, n_in, n_out, weight_init="He"):
+        _check_sizes(n_in=n_in, n_out=n_out)
         self.matrices = [(n_in, n_out)]
         self.vectors = [(n_out,)]
         self.draw = WEIGHT_INITS[choice("weight_init", weight_init, WEIGHT_INITS)]
@@ -101,6 +107,8 @@ class Convolution(Dense):
     """
 
     def __init__(self, n_in, n_out, pad=1):
+        _check_sizes(n_in=n_in, n_out=n_out)
+        number("pad", pad, int, "[0, 2]")
         self.matrices = [(9 * n_in, n_out)]
         self.pad = pad
         self.draw = WEIGHT_INITS["He"]
@@ -147,6 +155,7 @@ class MaxPool(Layer):
     """y = the largest of each size x size pixels, to which its gradient goes (to the first of equals)."""
 
     def __init__(self, size):
+        _check_sizes(size=size)
         self.size = size
 
     def _corners(self, x):  # views of x, one for each place in a square; what fills no square is left out
@@ -174,6 +183,7 @@ class BatchNorm(Layer):
     """
 
     def __init__(self, n):
+        _check_sizes(n=n)
         self.vectors = self.remembered = [(n,), (n,)]
         self.batches = 0
 
@@ -235,6 +245,7 @@ class Dropout(ReLU):
     remembered = [()]
 
     def __init__(self, p):
+        number("p", p, float, "[0, 1)")
         self.p = p
 
     def begin(self, rng):
@@ -253,6 +264,8 @@ class Residual(Layer):
     """y = x + f(x), f some layers, the first of which does not work in place (He et al., 2016)."""
 
     def __init__(self, *layers):
+        if not layers:
+            raise InputError("a residual block is given no layers; allowed: one or more")
         self.layers = layers
 
     def forward(self, x, mode):

@@ -10,7 +10,19 @@ from zlib import crc32
 
 import numpy as np
 
-from helpers import BLAS, Config, InputError, cross_entropy, evaluate, one_hot
+from helpers import (
+    BLAS,
+    DATASETS,
+    OPTIMIZERS,
+    WEIGHT_INITS,
+    Config,
+    InputError,
+    choice,
+    cross_entropy,
+    evaluate,
+    number,
+    one_hot,
+)
 from lib import tables
 from lib.dataset import DATA_DIR
 from lib.families import make_optimizer
@@ -23,7 +35,10 @@ CACHE = DATA_DIR / "cache"  # of what teachers have answered
 
 @dataclass(frozen=True)
 class Recipe:
-    """Define one training: its network and every measure taken. A measure that is not named is not taken."""
+    """Define one training: its network and every measure taken. A measure that is not named is not taken.
+
+    Raises InputError if a value is not allowed.
+    """
 
     dataset: str = "fashion_mnist"
     shuffled: bool = False  # the pixels of all images are put in another order, the same for every image
@@ -52,6 +67,42 @@ class Recipe:
     temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
     copies: int = 0  # augmented copies of the images, if there is a teacher; else they are augmented anew in each epoch
     seed: int = 0
+
+    def __post_init__(self):
+        known = {"dataset": DATASETS, "network": NETWORKS, "weight_init": WEIGHT_INITS, "optimizer": OPTIMIZERS}
+        for name, allowed in known.items():
+            object.__setattr__(self, name, choice(name, getattr(self, name), allowed))
+        for name, allowed in INTERVALS.items():
+            kind = int if Recipe.__dataclass_fields__[name].type is int else float
+            if (value := getattr(self, name)) is not None:
+                number(name, value, kind, allowed)
+        for width in self.widths:
+            number("a width", width, int, "[1, 10000]")
+        if self.network == "convolutional" and not 1 <= len(self.widths) <= 4:
+            raise InputError(f"widths is {self.widths}; allowed for a convolutional network: 1 to 4 of them")
+        if bool(self.teacher) != bool(self.copies):
+            raise InputError(f"teacher is {self.teacher!r}, copies is {self.copies}; allowed: both, or neither")
+
+
+INTERVALS = {
+    "bottleneck": "[0, 10000]",
+    "dropout": "[0, 1)",
+    "epochs": "[1, 1000]",
+    "batch_size": "[1, 60000]",
+    "learning_rate": "(0, inf)",
+    "warm_up": "[0, 1)",
+    "weight_decay": "[0, 1]",
+    "decoupled_decay": "[0, 1]",
+    "label_smoothing": "[0, 1]",
+    "shift": "[0, 27]",
+    "mix": "[0, 1]",
+    "erase": "[0, 1]",
+    "noise": "[0, 10]",
+    "average": "[0, 1)",
+    "temperature": "(0, 100]",
+    "copies": "[0, 1000]",
+    "seed": "[0, inf)",
+}
 
 
 def dense(recipe):

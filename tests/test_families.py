@@ -243,3 +243,27 @@ def test_the_functions_that_are_there_are_as_they_should_be(small):
     for loss in helpers.LOSSES:
         for y in (small.y_train, small.y_train[:1].astype(np.int64)):
             train(Config(loss=loss, epochs=1), dataclasses.replace(small, x_train=small.x_train[: len(y)], y_train=y))
+
+
+# ----------------------------------------------------------------------------------------------------- what train is given
+
+KINDS = {
+    "config": ({"epochs": 1}, "config is a dict; allowed: a Config"),
+    "data": ("fashion_mnist", "data is a str; allowed: a Dataset"),
+    "network": (Network, "network is a type; allowed: a Network"),
+    "on_epoch": (5, "on_epoch is a int; allowed: a function"),
+    "checkpoint": (5, "checkpoint is a int; allowed: the path of a file"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_another_kind_of_argument_is_refused_before_anything_is_trained(name, small, tiny_config):
+    value, words = KINDS[name]
+    with pytest.raises(InputError, match=words):
+        train(**({"config": tiny_config(), "data": small} | {name: value}))
+
+
+@pytest.mark.parametrize("rng", ["a", -1, 0.5])
+def test_a_seed_that_is_none_is_refused(rng):
+    with pytest.raises(InputError, match="rng is .*; allowed: a Generator, or a seed from 0"):
+        Network([4, 3], rng=rng)

@@ -154,6 +154,25 @@ def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_trainin
         np.testing.assert_array_equal(layer.forward(x.copy(), mode), x)
 
 
+@pytest.mark.parametrize(
+    "layer, arguments, words",
+    [
+        (Dense, (0, 3), "n_in is 0"),
+        (Dense, (3, 2.5), "n_out is 2.5"),
+        (Convolution, (-1, 2), "n_in is -1"),
+        (Convolution, (1, 2, 3), "pad is 3"),
+        (MaxPool, (0,), "size is 0"),
+        (BatchNorm, (0,), "n is 0"),
+        (Dropout, (1.0,), "p is 1.0"),
+        (Dropout, (float("nan"),), "p is nan"),
+        (Residual, (), "a residual block is given no layers"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(layer, arguments, words):
+    with pytest.raises(InputError, match=f"{words}.*; allowed: "):
+        layer(*arguments)
+
+
 def test_a_stack_is_a_network_whose_parameters_are_views(small):
     rng = np.random.default_rng(0)
     network = Stack([Dense(784, 6), BatchNorm(6), ReLU(), Dense(6, 10)], (784,), rng)

@@ -550,6 +550,37 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"network": "cnn"}, "network is 'cnn'; allowed: dense, convolutional"),
+        ({"dataset": "cifar"}, "dataset is 'cifar'"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'"),
+        ({"weight_init": "zeros"}, "weight_init is 'zeros'"),
+        ({"dropout": 1.0}, r"dropout is 1.0; allowed: a number in \[0, 1\)"),
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+        ({"shift": 28}, "shift is 28"),
+        ({"shift": 0.5}, "shift is 0.5; allowed: a whole number"),
+        ({"erase": -0.1}, "erase is -0.1"),
+        ({"mix": 2}, "mix is 2"),
+        ({"noise": float("nan")}, "noise is nan"),
+        ({"average": 1.0}, "average is 1.0"),
+        ({"warm_up": 1.0}, "warm_up is 1.0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"learning_rate": -1}, "learning_rate is -1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"widths": (8, 0)}, "a width is 0"),
+        ({"network": "convolutional", "widths": (8,) * 5}, "widths is .*1 to 4"),
+        ({"teacher": "convolutional-0"}, "teacher is 'convolutional-0', copies is 0; allowed: both, or neither"),
+        ({"copies": 3}, "copies is 3; allowed: both, or neither"),
+    ],
+)
+def test_a_recipe_with_a_value_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        Recipe(**changes)
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         [],
