@@ -565,9 +565,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     Raises InputError for arguments, functions of one's own or a checkpoint that do not fit, or what cannot be resumed.
     """
     families = import_module("lib.families")
-    families.check_kinds(config, data, network, on_epoch, checkpoint)
-    network = new_network(config, data) if network is None else network
-    families.check_training(config, data, network)
+    network = families.network_to_train(config, data, network, on_epoch, checkpoint)
     patience = None if patience is None else number("patience", patience, int, "[1, inf)")
     step, state = families.make_optimizer(network.theta, config)
     steps = _steps

@@ -12,7 +12,17 @@ from numbers import Real
 
 import numpy as np
 
-from helpers import ACTIVATIONS, LOSSES, OPTIMIZERS, WEIGHT_INITS, Config, InputError, Network, check_labels, choice
+from helpers import (
+    ACTIVATIONS,
+    LOSSES,
+    OPTIMIZERS,
+    WEIGHT_INITS,
+    InputError,
+    Network,
+    check_labels,
+    choice,
+    new_network,
+)
 
 STEPS = 64  # of an optimiser that may sum gradients up before it moves theta
 PAIR = "f(z) that works in place and f'(a, out) that fills out; or f(z, out) that does both, and None"
@@ -183,21 +193,23 @@ def outcomes(config, network):
     return {f"outcome of {name}": " ".join(f"{one:.4g}" for one in values) for name, values in numbers.items()}
 
 
-def check_kinds(config, data, network, on_epoch, checkpoint):
-    """Raise InputError if something given to `train` is of another kind: before an epoch is trained for nothing."""
+def network_to_train(config, data, network, on_epoch, checkpoint):
+    """Return the network that `train` is given, or else a new one.
+
+    Raises InputError for an argument of another kind, before an epoch is trained for nothing; for labels that do not
+    fit the network; and for a loss that does not do what it should.
+    """
     parts = [f"{one}_{part}" for one in "xy" for part in ("train", "val")]
     for name, value, fits, allowed in (
-        ("config", config, isinstance(config, Config), "a Config"),
+        ("config", config, hasattr(config, "widths"), "a Config"),
         ("data", data, all(hasattr(data, part) for part in parts), "a Dataset"),
         ("network", network, isinstance(network, Network | None), "a Network"),
         ("on_epoch", on_epoch, on_epoch is None or callable(on_epoch), "a function of an epoch's row"),
         ("checkpoint", checkpoint, isinstance(checkpoint, str | os.PathLike | None), "the path of a file"),
     ):
         _refuse_unless(fits, f"{name} is {shown(value)}", allowed)
-
-
-def check_training(config, data, network):
-    """Raise InputError for labels that do not fit the network, and for a loss that does not do what it should."""
+    network = new_network(config, data) if network is None else network
     for name in ("train", "val"):
         check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
     loss(config.loss, data.y_train, network)
+    return network
