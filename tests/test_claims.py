@@ -383,7 +383,10 @@ def test_recommended_is_paired_by_seed_and_corrected():
     found = appendix.recommended(table)
     assert found.index.tolist() == ["x", "y"] and found.gain.tolist() == pytest.approx([19 / 6, 0])
     assert found.holm["x"] == pytest.approx(2 * found.p["x"]) and (found.n == 3).all()
-    assert appendix.recommended_table(table).loc["x", "gain in points"].startswith("+3.17 (")
+    assert found.p["x"] == pytest.approx(0.00173, abs=1e-5)  # t = 3.1667 / sqrt((1/12 + 1) / 2 / 3), 4 degrees
+    assert (found.high - found.gain).tolist() == pytest.approx([1.1797] * 2, abs=1e-4)
+    assert appendix.recommended_table(table).loc["x", "gain in points"] == "+3.17 (+1.99 to +4.35)"
+    assert appendix.bartlett(table) == pytest.approx(stats.bartlett([3, 3, 3.5], [0, -1, 1]).pvalue)
 
 
 def test_pixels_lost_is_what_shuffling_costs():
