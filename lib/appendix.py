@@ -240,7 +240,9 @@ def recommended_table(table):
     return pd.DataFrame(
         {
             "seeds": found.n.map("{:.0f}".format),
-            "gain in points": [f"{row.gain:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in found.itertuples()],
+            "gain in points": [
+                f"{row.gain:+.2f} ({row.low:+.2f} to {row.high:+.2f})".replace("-", "−") for row in found.itertuples()
+            ],
             "p, Holm": found.holm.map("{:.2g}".format),
         }
     ).rename_axis("measure")
@@ -261,10 +263,10 @@ def pixels_lost(table, network):
 
 
 def established(table, sign):
-    """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84)', largest first."""
+    """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84); ...', largest first."""
     rows = table.query("holm < 0.05").sort_values("gain", ascending=sign < 0)
     told = [f"{name} ({gain:+.2f})".replace("(-", "(−") for name, gain in rows.gain.items() if gain * sign > 0]
-    return ", ".join(told) or "none"
+    return "; ".join(told) or "none"
 
 
 def network(stored, name):
@@ -316,7 +318,7 @@ def ladder(stored, y):
     networks = dict(list(stored.final.groupby("name")))
 
     def step(values, group):
-        return values.mean(), values.std(ddof=1), group
+        return values.mean(), values.std(ddof=1) if len(values) > 1 else None, group
 
     steps = {
         "the reference report's configuration": step(stored.reference.test_accuracy, one),
@@ -327,11 +329,9 @@ def ladder(stored, y):
         table = networks[name]
         steps[name] = step(table.test_accuracy, one)
         steps[f"{name}, with the mirrored image"] = step(table.test_accuracy_flips, several)
-        steps[f"{len(table)} {name} networks"] = (
-            recipes.ensemble([f"{name}-{seed}" for seed in table.seed], y),
-            None,
-            several,
-        )
+        if len(table) > 1:
+            mean = recipes.ensemble([f"{name}-{seed}" for seed in table.seed], y)
+            steps[f"{len(table)} {name} networks"] = mean, None, several
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 

@@ -79,8 +79,8 @@ def told_apart(difference):
 
 
 def spread(values):
-    """Return 'mean ± standard deviation' over seeds."""
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+    """Return 'mean ± standard deviation' over seeds; of one seed its value alone."""
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def verdict(low, high, bound=0.0):

@@ -60,7 +60,7 @@ def test_chance_band_is_that_of_the_review_of_correlations():
 
 
 def test_spread_is_the_mean_and_the_deviation_of_a_sample():
-    assert claims.spread([0.88, 0.9]) == "0.8900 ± 0.0141"
+    assert claims.spread([0.88, 0.9]) == "0.8900 ± 0.0141" and claims.spread([0.9]) == "0.9000"
 
 
 def test_binomial_error():

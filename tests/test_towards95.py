@@ -14,7 +14,7 @@ import pytest
 
 import towards95
 from helpers import InputError
-from lib import recipes, tables
+from lib import claims, recipes, tables
 from lib.dataset import load_dataset
 from lib.files import write_npz
 from lib.recipes import Recipe, augment, build, lesson, rate, soft_cross_entropy, train
@@ -687,6 +687,6 @@ def test_the_numbers_of_the_readme_are_those_of_the_table_and_say_what_is_from_b
     table = recipes.newest(recipes.load_table(FOLDER / "final.csv"))
     readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
     for (name, made), t in table[~table.name.str.startswith("mnist")].groupby(["name", "made"]):
-        words = [f"{v.mean():.4f} ± {v.std():.4f}" for v in (t.test_accuracy, t.test_accuracy_flips)]
-        label = f"{name}, mean of {len(t)} seeds" + (f", {made}" if made != NOW else "")
+        words = [claims.spread(values) for values in (t.test_accuracy, t.test_accuracy_flips)]
+        label = name + (f", mean of {len(t)} seeds" if len(t) > 1 else "") + (f", {made}" if made != NOW else "")
         assert f"| {label} | {words[0]} | {words[1]} | {t.parameters.iloc[0]:,} |" in readme, name

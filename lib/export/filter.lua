@@ -71,7 +71,7 @@ local first = {
 -- Then tables, and the captions beside tables and pictures.
 
 local function numeric(text)
-  return #text < 24 and (text == '' or text == 'NaN' or text == '–' or text:match '^[-+−]*%d' ~= nil)
+  return utf8.len(text) < 24 and (text == '' or text == 'NaN' or text == '–' or text:match '^[-+−]*%d' ~= nil)
 end
 
 local function blank(cell)
