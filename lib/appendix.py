@@ -241,7 +241,7 @@ def recommended_table(table):
         {
             "seeds": found.n.map("{:.0f}".format),
             "gain in points": [
-                f"{row.gain:+.2f} ({row.low:+.2f} to {row.high:+.2f})".replace("-", "−") for row in found.itertuples()
+                claims.minus(f"{row.gain:+.2f} ({row.low:+.2f} to {row.high:+.2f})") for row in found.itertuples()
             ],
             "p, Holm": found.holm.map("{:.2g}".format),
         }
@@ -265,7 +265,7 @@ def pixels_lost(table, network):
 def established(table, sign):
     """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84); ...', largest first."""
     rows = table.query("holm < 0.05").sort_values("gain", ascending=sign < 0)
-    told = [f"{name} ({gain:+.2f})".replace("(-", "(−") for name, gain in rows.gain.items() if gain * sign > 0]
+    told = [f"{name} ({claims.minus(f'{gain:+.2f}')})" for name, gain in rows.gain.items() if gain * sign > 0]
     return "; ".join(told) or "none"
 
 

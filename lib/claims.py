@@ -19,6 +19,11 @@ ADAPTIVE = ["rmsprop", "adam", "nadam"]
 # ----------------------------------------------------------------------------------------------------------- statistics
 
 
+def minus(text):
+    """Return a text of numbers with minus signs in the place of hyphens."""
+    return text.replace("-", "−")
+
+
 class Difference(NamedTuple):
     """A mean difference, its 95 % interval, the p-value of Student's t test against 0, and the number of values."""
 
@@ -29,7 +34,7 @@ class Difference(NamedTuple):
     n: int
 
     def __str__(self):
-        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})".replace("-", "−")
+        return minus(f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})")
 
 
 def paired(first, second):

@@ -77,6 +77,13 @@ def floating(dtype):
     return np.dtype(dtype)
 
 
+def _apply(f, derivative, z):
+    """Return f(z), f'(z), in arrays of their own, and what f and f' have returned."""
+    z, slope = z.copy(), np.full_like(z, np.nan)
+    returned = [f(z), derivative(z, slope)] if derivative else [f(z, slope)]
+    return z, slope, returned
+
+
 def activation(name, width, dtype):
     """Return f and f' of ACTIVATIONS[name], tried on z from -3 to 3 (2, width).
 
@@ -87,15 +94,11 @@ def activation(name, width, dtype):
     pair = ACTIVATIONS[name]
     whole = isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and (pair[1] is None or callable(pair[1]))
     _refuse_unless(whole, f"{what} is {shown(pair)}", PAIR)
-    f, derivative = pair
-    z = np.linspace(-3, 3, 2 * width, dtype=dtype).reshape(2, width)
-    slope = np.full_like(z, np.nan)
-    before = z.copy()
+    before = np.linspace(-3, 3, 2 * width, dtype=dtype).reshape(2, width)
     with _trying(what, PAIR):
-        returned = f(z) if derivative else f(z, slope)
-        _refuse_unless(_in_place(returned, z, slope), f"f of {what} returns {shown(returned)}", PAIR)
-        returned = derivative(z, slope) if derivative else None
-        _refuse_unless(_in_place(returned, z, slope), f"f' of {what} returns {shown(returned)}", PAIR)
+        z, slope, returned = _apply(*pair, before)
+        for part, one in zip(("f", "f'"), returned):
+            _refuse_unless(_in_place(one, z, slope), f"{part} of {what} returns {shown(one)}", PAIR)
     _refuse_unless(np.isfinite(z).all(), f"f of {what} makes numbers that are not finite, of z from -3 to 3", PAIR)
     _refuse_unless(np.isfinite(slope).all(), f"f' of {what} does not fill out with finite numbers", PAIR)
     idle = (z == before).all() and not np.allclose(slope, 1)
@@ -182,12 +185,7 @@ def outcomes(config, network):
     numbers = {"optimizer": [g @ (theta - before).astype(float)], "loss": [value, np.vdot(delta.astype(float), z)]}
     if hasattr(network, "f"):
         z = np.linspace(-3, 3, 2 * network.sizes[1], dtype=dtype).reshape(2, -1)
-        slope = np.empty_like(z)
-        if network.derivative:
-            network.f(z)
-            network.derivative(z, slope)
-        else:
-            network.f(z, slope)
+        z, slope, _ = _apply(network.f, network.derivative, z)
         weights = np.linspace(1, 2, z.size)
         numbers["activation"] = [z.ravel() @ weights, slope.ravel() @ weights]
     return {f"outcome of {name}": " ".join(f"{one:.4g}" for one in values) for name, values in numbers.items()}

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -12,9 +12,6 @@ import numpy as np
 
 from helpers import (
     BLAS,
-    DATASETS,
-    OPTIMIZERS,
-    WEIGHT_INITS,
     Config,
     InputError,
     choice,
@@ -69,40 +66,18 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        known = {"dataset": DATASETS, "network": NETWORKS, "weight_init": WEIGHT_INITS, "optimizer": OPTIMIZERS}
-        for name, allowed in known.items():
-            object.__setattr__(self, name, choice(name, getattr(self, name), allowed))
-        for name, allowed in INTERVALS.items():
-            kind = int if Recipe.__dataclass_fields__[name].type is int else float
-            if (value := getattr(self, name)) is not None:
-                number(name, value, kind, allowed)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ALLOWED and f.type is str:
+                object.__setattr__(self, f.name, choice(f.name, value, ALLOWED[f.name]))
+            elif f.name in ALLOWED and not (value is None and f.default is None):
+                number(f.name, value, int if f.type is int else float, ALLOWED[f.name])
         for width in self.widths:
             number("a width", width, int, "[1, 10000]")
         if self.network == "convolutional" and not 1 <= len(self.widths) <= 4:
             raise InputError(f"widths is {self.widths}; allowed for a convolutional network: 1 to 4 of them")
         if bool(self.teacher) != bool(self.copies):
             raise InputError(f"teacher is {self.teacher!r}, copies is {self.copies}; allowed: both, or neither")
-
-
-INTERVALS = {
-    "bottleneck": "[0, 10000]",
-    "dropout": "[0, 1)",
-    "epochs": "[1, 1000]",
-    "batch_size": "[1, 60000]",
-    "learning_rate": "(0, inf)",
-    "warm_up": "[0, 1)",
-    "weight_decay": "[0, 1]",
-    "decoupled_decay": "[0, 1]",
-    "label_smoothing": "[0, 1]",
-    "shift": "[0, 27]",
-    "mix": "[0, 1]",
-    "erase": "[0, 1]",
-    "noise": "[0, 10]",
-    "average": "[0, 1)",
-    "temperature": "(0, 100]",
-    "copies": "[0, 1000]",
-    "seed": "[0, inf)",
-}
 
 
 def dense(recipe):
@@ -137,6 +112,26 @@ def convolutional(recipe):
 
 
 NETWORKS = {"dense": dense, "convolutional": convolutional}
+
+SHARED = ("dataset", "weight_init", "optimizer", "learning_rate", "seed")  # with Config, to the bound
+ALLOWED = {f.name: f.metadata["allowed"] for f in fields(Config) if f.name in SHARED} | {
+    "network": NETWORKS,
+    "bottleneck": "[0, 10000]",
+    "dropout": "[0, 1)",
+    "epochs": "[1, 1000]",
+    "batch_size": "[1, 60000]",
+    "warm_up": "[0, 1)",
+    "weight_decay": "[0, 1]",
+    "decoupled_decay": "[0, 1]",
+    "label_smoothing": "[0, 1]",
+    "shift": "[0, 27]",
+    "mix": "[0, 1]",
+    "erase": "[0, 1]",
+    "noise": "[0, 10]",
+    "average": "[0, 1)",
+    "temperature": "(0, 100]",
+    "copies": "[0, 1000]",
+}
 
 
 def build(recipe, dtype=np.float32):

@@ -23,7 +23,7 @@ def read_tables(folder=DATA_DIR):
 
     sweeps {name: runs}, runs (both); grid with `accuracy`, living (without decay 0.5), adaptive (of that, the adaptive
     optimisers), seeded (its further seeds), replays; each study by its name, that of MNIST with the `name` of its
-    configurations; the tables of towards95.py by their names (ablation, final, ...), networks of digits as `digits`.
+    configurations; the tables of towards95.py by their names (ablation, ...), `final` without networks of digits.
     """
     sweeps = {name: load_sweep(folder / "sweeps" / f"{name}.csv") for name in ("random", "bayes")}
     grid = anova.load_grid(folder / "grid.csv.gz")
@@ -41,9 +41,7 @@ def read_tables(folder=DATA_DIR):
     found |= {name: studies.load_study(name, folder / "studies") for name in studies.STUDIES}
     found["mnist"] = studies.named(found["mnist"], studies.DIGITS)
     found |= {path.stem: load_table(path) for path in sorted((folder / "towards95").glob("*.csv"))}
-    final = newest(found["final"])
-    of_digits = final.name.str.startswith("mnist-")
-    found |= {"final": final[~of_digits], "digits": final[of_digits]}
+    found["final"] = newest(found["final"]).query("not name.str.startswith('mnist-')")
     return SimpleNamespace(**found)
 
 
@@ -112,7 +110,7 @@ def worked_example():
 
 def vector(values):
     """Return a vector as '(0.670, −0.240)'."""
-    return "(" + ", ".join(f"{value:.3f}" for value in np.ravel(values)).replace("-", "−") + ")"
+    return claims.minus("(" + ", ".join(f"{value:.3f}" for value in np.ravel(values)) + ")")
 
 
 def bound(value):

@@ -182,7 +182,7 @@ def test_the_command_line(capsys):
     wrong = {
         "rerun": "N is missing",
         "rerun x": "N is 'x'",
-        "rerun 2": "2",
+        "rerun 2": "the row is 2; allowed",
         "seeds 3": "N is 3",
         "fly": "what is 'fly'",
         "--workers 0": "--workers is '0'",

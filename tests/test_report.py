@@ -602,7 +602,7 @@ def test_the_committed_report_has_no_white_pages_and_is_not_too_long(committed):
 def test_every_figure_and_table_of_the_committed_report_is_numbered_captioned_and_referred_to(committed):
     labels = re.findall(r"(?:#figure\(image|, kind: table).*?\) <([\w-]+)>|\)\n<([\w-]+)>", committed.source, re.S)
     names = {name or other for name, other in labels}
-    referred = set(re.findall(r"#link\(<([\w-]+)>\)\[(?:Figures?|Tables?)?[~ ]?\d", committed.source))
+    referred = set(re.findall(r"#link\(<([\w-]+)>\)\[(?:Figures?|Tables?)?~?\d", committed.source))
     assert len(names) > 20 and names <= referred, names - referred
     assert not re.search(r"#align\(center, image", committed.source)  # a picture without a caption
 
