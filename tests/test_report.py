@@ -308,12 +308,12 @@ def test_a_long_table_breaks_over_pages_with_its_head_and_a_short_one_does_not(t
     assert "114" in page
 
 
-def test_no_line_ends_before_a_per_cent_sign_or_a_number_of_a_figure(tmp_path):
-    text = "In Question 3\nit is 12\n%, and Figure 1<!--@f--> has 5 %.\n\n**Figure.**<!--#f--> All of Table 2 %."
+def test_no_line_ends_before_a_per_cent_sign_a_number_of_a_figure_or_around_an_equals_sign(tmp_path):
+    text = "Question 3\nis 12\n%, and Figure 1<!--@f--> has 5 %, p = 0.3.\n\n**Figure.**<!--#f--> All of Table 2 %."
     path = write_notebook(tmp_path / "n.ipynb", new_markdown_cell(text))
     assert report.main([str(path), "--no-execute"]) == 0
     source = Export(path).source
-    assert [word in source for word in ("Question~3", "12~%", "Figure~1", "5~%", "Table~2~%")] == [True] * 5
+    assert [word in source for word in ("Question~3", "12~%", "Figure~1", "5~%", "p~=~0.3", "Table~2~%")] == [True] * 6
 
 
 def test_the_same_notebook_gives_the_same_bytes(folder, export, tmp_path, monkeypatch):

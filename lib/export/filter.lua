@@ -217,11 +217,12 @@ end
 
 local numbered = {Figure = true, Figures = true, Table = true, Tables = true, Question = true}
 
-local function join_numbers(inlines)  -- a line ends neither before a per cent sign nor between Figure and its number
+local function join_numbers(inlines)  -- no line ends before %, around = or between Figure and its number
   for i = 2, #inlines - 1 do
     local before, after = inlines[i - 1].text or '', inlines[i + 1].text or ''
     local space = inlines[i].t == 'Space' or inlines[i].t == 'SoftBreak'
-    if space and (after:find '^%%' or numbered[before] and after:find '^%d') then inlines[i] = pandoc.Str '\u{A0}' end
+    local number = after:find '^%%' or numbered[before] and after:find '^%d'
+    if space and (number or before == '=' or after == '=') then inlines[i] = pandoc.Str '\u{A0}' end
   end
   return inlines
 end
