@@ -74,7 +74,8 @@ ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) f
 ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
 DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
 TAUGHT = replace(DENSE, dropout=0.0, label_smoothing=0.0, mix=0.5, teacher="convolutional-0", copies=10)
-THREE = "convolutional-0+convolutional-1+convolutional-2"
+TWO = "convolutional-0+convolutional-1"
+THREE = f"{TWO}+convolutional-2"
 NESTEROV = {"optimizer": "nag", "learning_rate": 0.05, "weight_decay": 0.0005, "decoupled_decay": 0.0, "average": 0.0}
 WIDE = {  # from which DENSE and the taught networks were chosen, by validation accuracy
     "shifts, dropout 0.2, 30 epochs": replace(DENSE, dropout=0.2, epochs=30),
@@ -203,8 +204,8 @@ CONVOLUTIONAL = Recipe(
 FINAL = {
     "dense": DENSE,
     "convolutional": CONVOLUTIONAL,
-    "taught": replace(TAUGHT, teacher=THREE, copies=20, epochs=120),
-    "reborn": replace(CONVOLUTIONAL, label_smoothing=0.0, alternate=False, teacher=THREE, copies=20),
+    "taught": replace(TAUGHT, teacher=TWO, copies=20, epochs=120),
+    "reborn": replace(CONVOLUTIONAL, label_smoothing=0.0, alternate=False, teacher=TWO, copies=20),
 }
 
 
