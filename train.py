@@ -8,7 +8,9 @@ Exit status: 0 trained, 1 the loss was not finite, 2 something given, a file or 
 W&B may be offline (`wandb sync` uploads such a run later), disabled, or broken: no training depends on it.
 """
 
+import math
 import os
+import re
 import sys
 from collections import deque
 from contextlib import suppress
@@ -84,11 +86,19 @@ def read_config(given):
     for f in fields(Config):
         if f.name in given:
             with suppress(ValueError):  # not a number: Config refuses the text, in the same words as the rest
-                values[f.name] = widths(given[f.name]) if f.name == "hidden_size" else f.type(given[f.name])
+                values[f.name] = widths(given[f.name]) if f.name == "hidden_size" else _plain(given[f.name], f.type)
     try:
         return Config(**values)
     except InputError as error:
         raise InputError(f"--{error}") from None  # it begins with the field, which is the flag
+
+
+def _plain(text, kind):
+    """Return the text as a number, in the digits of any other program: not 1_0, which Python takes for 10."""
+    value = kind(text)
+    if kind is not str and (not re.fullmatch("[-+.0-9eE]+", text) or not math.isfinite(value)):
+        raise ValueError
+    return value
 
 
 def read_options(given):
@@ -99,7 +109,8 @@ def read_options(given):
     if len(files) == 2 and _same_file(*files.values()):
         raise InputError(f"--save and --checkpoint are both {given['save']!r}; allowed: two files")
     source = "--wandb_mode" if "wandb_mode" in given else "WANDB_MODE"
-    mode = given.get("wandb_mode") or os.environ.get("WANDB_MODE") or default_mode()
+    mode = given.get("wandb_mode") or os.environ.get("WANDB_MODE")
+    mode = default_mode() if mode is None else mode
     if mode not in MODES:
         raise InputError(f"{source} is {mode!r}; allowed: {', '.join(MODES)}")
     backend = ready_backend(given.get("backend", "numpy"))

@@ -88,8 +88,11 @@ def ready_backend(name):
 
 def widths(text):
     """hidden_size from a text: a whole number, or a tuple of them for "256 128", "256,128" or "[256, 128]"."""
-    sizes = tuple(map(int, re.split(r"[\s,]+", text.strip("[]() "))))
-    return sizes[0] if text.strip().isdecimal() else sizes
+    inside = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+    if not re.fullmatch("[0-9]+([ ,] *[0-9]+)*", inside):
+        raise ValueError
+    sizes = tuple(map(int, re.findall("[0-9]+", inside)))
+    return sizes[0] if text.isdecimal() else sizes
 
 
 def describe(program):

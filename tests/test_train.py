@@ -271,8 +271,8 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-b", "0"], "--batch_size is 0; allowed: a whole number in [1, inf)"),
     (["-lr", "0"], "--learning_rate is 0.0; allowed: a number in (0, "),
     (["-lr", "-1e-3"], "--learning_rate is -0.001; allowed: a number in (0, "),
-    (["-lr", "-inf"], "--learning_rate is -inf; allowed: a number in (0, "),
-    (["-lr", "1e999"], "--learning_rate is inf; allowed: a number in (0, "),
+    (["-lr", "-inf"], "--learning_rate is '-inf'; allowed: a number in (0, "),
+    (["-lr", "1e999"], "--learning_rate is '1e999'; allowed: a number in (0, "),
     (["-lr", "0,001"], "--learning_rate is '0,001'; allowed: a number in (0, "),
     (["-m", "1"], "--momentum is 1.0; allowed: a number in [0, 1)"),
     (["-beta", "-0.1"], "--beta is -0.1; allowed: a number in [0, 1)"),
@@ -280,10 +280,17 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-beta2", "7"], "--beta2 is 7.0; allowed: a number in [0, 1)"),
     (["-eps", "0"], "--epsilon is 0.0; allowed: a number in [1e-30, "),
     (["-w_d", "-0.5"], "--weight_decay is -0.5; allowed: a number in [0, "),
-    (["-w_d", "inf"], "--weight_decay is inf; allowed: a number in [0, "),
+    (["-w_d", "inf"], "--weight_decay is 'inf'; allowed: a number in [0, "),
     (["-nhl", "-1"], "--num_layers is -1; allowed: a whole number in [0, "),
     (["-sz", "0"], "--hidden_size is 0; allowed: a whole number in [1, "),
     (["-sz", "32,x"], "--hidden_size is '32,x'; allowed: a whole number in [1, "),
+    (["-sz", "32,,16"], "--hidden_size is '32,,16'; allowed: a whole number in [1, "),
+    (["-sz", "[32, 16"], "--hidden_size is '[32, 16'; allowed: a whole number in [1, "),
+    (["-e", "1_0"], "--epochs is '1_0'; allowed: a whole number in [1, "),
+    (["-e", "١"], "--epochs is '١'; allowed: a whole number in [1, "),
+    (["--seed", " 1"], "--seed is ' 1'; allowed: a whole number in [0, "),
+    (["-lr", "1e400"], "--learning_rate is '1e400'; allowed: a number in (0, "),
+    (["-lr", "1_0e-2"], "--learning_rate is '1_0e-2'; allowed: a number in (0, "),
     (["-sz", "32", "x"], "'x' is not a flag; allowed: "),
     (["-sz", "32", "0"], "--hidden_size is 0; allowed: a whole number in [1, "),
     (["-sz", "32", "16", "-nhl", "3"], "--num_layers is 3; allowed with hidden_size (32, 16): 2"),
@@ -345,6 +352,8 @@ def test_bad_wandb_mode_of_the_environment(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     status, _, err = run(mode=None)
     assert status == 2 and err == ["train.py: WANDB_MODE is 'dryrun'; allowed: online, offline, disabled"]
+    monkeypatch.setenv("WANDB_MODE", "")  # W&B itself does not start with it
+    assert "WANDB_MODE is ''; allowed" in run(*SMALL, mode=None)[2][0]
     assert run(*SMALL, mode="disabled")[0] == 0
 
 
