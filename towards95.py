@@ -29,7 +29,7 @@ from helpers import Config, InputError
 from lib import tables
 from lib.cli import MOST_WORKERS, answer, number, progress
 from lib.dataset import load_dataset
-from lib.files import write_npz
+from lib.files import locked, write_npz
 from lib.parallel import end_with_parent
 from lib.recipes import (
     CACHE,
@@ -249,8 +249,9 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
         "made": NOW,
     }
     path = folder / "final.csv"
-    rows = load_table(path).to_dict("records") if path.exists() else []
-    _write(path, [*rows, row], ["name", "seed"])
+    with locked(path):  # or a training that ends at the same time loses its row
+        rows = load_table(path).to_dict("records") if path.exists() else []
+        _write(path, [*rows, row], ["name", "seed"])
     return row
 
 

@@ -16,7 +16,7 @@ import towards95
 from helpers import InputError
 from lib import claims, recipes, tables
 from lib.dataset import load_dataset
-from lib.files import write_npz
+from lib.files import locked, write_npz
 from lib.recipes import Recipe, augment, build, lesson, rate, soft_cross_entropy, train
 from towards95 import ABLATION, FINAL, FOLDER, NOW, TABLES
 
@@ -502,6 +502,8 @@ def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypa
 
 def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
     monkeypatch.setitem(FINAL, "mnist-convolutional", replace(CONVOLUTIONAL, epochs=2, dataset="mnist", flip=False))
+    with locked(tmp_path / "final.csv"), pytest.raises(InputError, match="final.csv is in use"):
+        towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
     row = towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
     assert np.load(tmp_path / "mnist-convolutional-0-test.npz")["p"].shape == (1, 150, 10)
     table = recipes.load_table(tmp_path / "final.csv")
