@@ -9,6 +9,8 @@ python grid.py replay             replays searches from the table: data/grid_rep
 --backend NAME numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 --storage URL  where they are kept until they are exported (default: sqlite:///data/sweeps/grid.db; see sweep.py)
 --folder DIR   where the tables are (default: data)
+--workers and --backend are for the first command alone, --storage is for export, too. No table is replaced by one
+without its trainings.
 
 Trials are given, kept and adopted as in sweep.py, and not logged to W&B. Unlike there, the test images are looked at
 after epochs 5 and 10, so that the table can say what a selection on validation images is worth: nothing selects on
@@ -41,26 +43,29 @@ from lib.anova import (
     train_and_test,
     train_and_test_compiled,
 )
-from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend
+from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, ready_folder
 from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
 from lib.replay import replays
-from lib.storage import file_url
+from lib.storage import file_url, read_url
 from lib.sweepfile import suggest
 from lib.workers import supervise
 
-STORAGE = file_url(DATA_DIR / "sweeps" / "grid.db")
+STORAGE = DATA_DIR / "sweeps" / "grid.db"
+FLAGS = {"run": {"workers", "storage", "backend"}, "export": {"storage"}}  # what a command takes besides --folder
 
 
 # -------------------------------------------------------------------------------------------------------- the trainings
 
 
-def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPACE, backend="numpy"):
+def run(workers=None, storage=None, path=TABLE, load=load_dataset, space=SPACE, backend="numpy"):
     """Train what is missing both in the table at `path` and in the storage; write the table and return it."""
+    storage = _url(storage)
+    train = train_and_test_compiled if ready_backend(backend) == "compiled" else train_and_test
     if Path(path).exists() and len(table := load_grid(path)) == space.count:
         return table
-    train = train_and_test_compiled if ready_backend(backend) == "compiled" else train_and_test
+    ready_folder(Path(path).parent)
     load("fashion_mnist")  # what is missing is said now, and decoded once
     with errors_as_sentences():
         ledger = Ledger(storage, space.name, space)
@@ -68,6 +73,14 @@ def run(workers=None, storage=STORAGE, path=TABLE, load=load_dataset, space=SPAC
             adopt(ledger, load_grid(path))
         supervise(ledger, workers or os.cpu_count(), storage, space.name, "disabled", load, train)
     return export(storage, path, space.name)
+
+
+def _url(storage):
+    """Return the address of a storage, by default STORAGE. Raises InputError if it is none."""
+    if storage is None:
+        return file_url(STORAGE)
+    read_url(storage)
+    return storage
 
 
 def adopt(ledger, table):
@@ -103,11 +116,14 @@ def _outcome(row):
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def export(storage=STORAGE, path=TABLE, name=SPACE.name):
-    """Write the finished trainings of the sweep `name` in `storage` to `path`; return them (see `load_grid`)."""
+def export(storage=None, path=TABLE, name=SPACE.name):
+    """Write the finished trainings of the sweep `name` in `storage` to `path`; return them (see `load_grid`).
+
+    Raises InputError if the table that is there has trainings that the storage does not have.
+    """
     rows = []
     with errors_as_sentences():
-        for trial in Ledger(storage, name).trials(finished=True):
+        for trial in Ledger(_url(storage), name).trials(finished=True):
             outcome = trial.user_attrs["outcome"]
             if outcome["state"] == "failed":
                 continue
@@ -118,8 +134,17 @@ def export(storage=STORAGE, path=TABLE, name=SPACE.name):
             rows.append(row)
     table = pd.DataFrame(rows, columns=list(GRID))
     table = table.astype(dict.fromkeys(CURVES["train_loss"], np.float32))  # as computed
+    ready_folder(Path(path).parent)
+    kept = _points(load_grid(path)) if Path(path).exists() else set()
+    if lost := len(kept - _points(table)):
+        remedy = "the storage that has them, another --folder, or to move that file away"
+        raise InputError(f"{path} would lose {lost:,} trainings, which the storage does not have; allowed: {remedy}")
     tables.write_table(path, table)
     return load_grid(path)
+
+
+def _points(table):
+    return set(table[["number", *PARAMETERS]].itertuples(index=False, name=None))
 
 
 def rerun(number, path=TABLE, load=load_dataset):
@@ -142,6 +167,8 @@ def rerun(number, path=TABLE, load=load_dataset):
 def _with_seeds(table, count, seeds):
     """Choose what `seeds` trains: {(number, seed): config}."""
     ranked = table[table.state == "complete"].sort_values(CURVES["val_accuracy"][-1], ascending=False, kind="stable")
+    if len(ranked) < count:
+        raise InputError(f"the table has {len(ranked)} complete trainings; allowed for seeds: {count} or more")
     rest = np.linspace(count // 2, len(ranked) - 1, count - count // 2).astype(int)
     chosen = ranked.iloc[[*range(count // 2), *rest]].to_dict("records")
     return {(row["number"], seed): config_of(row, seed) for row in chosen for seed in seeds}
@@ -173,6 +200,7 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
     trained again; the rest is trained, side by side, and added there.
     """
     wanted = _with_seeds(table, count, seeds)
+    ready_folder(Path(path).parent)
     rows = _read_seeds(path).to_dict("records")
     missing = sorted(wanted.keys() - {(row["number"], row["seed"]) for row in rows})
     for key, training in zip(missing, train_all([wanted[key] for key in missing])):
@@ -190,17 +218,18 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
 def main(argv=None):
     """Run the command line `argv` (sys.argv[1:] if None); return the exit status."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workers")
-    parser.add_argument("--storage", default=STORAGE)
-    parser.add_argument("--backend", default="numpy")
+    for flag in ("--workers", "--storage", "--backend"):
+        parser.add_argument(flag)
     parser.add_argument("--folder", type=Path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
     parser.add_argument("number", nargs="?")
 
     def work(argv):
         given = parser.parse_args(argv)
-        if given.backend != "numpy" and given.what != "run":
-            raise InputError(f"--backend is given with {given.what}; allowed: where the grid itself is trained")
+        for flag in ("workers", "storage", "backend"):
+            if getattr(given, flag) is not None and flag not in FLAGS.get(given.what, ()):
+                allowed = "where the grid itself is trained" + ", or export" * (flag == "storage")
+                raise InputError(f"--{flag} is given with {given.what}; allowed: {allowed}")
         workers = None if given.workers is None else number("--workers", given.workers, 1, MOST_WORKERS)
         if (given.number is None) == (given.what == "rerun"):
             raise InputError(
@@ -215,7 +244,7 @@ def main(argv=None):
             case "replay":
                 return {"table": str(of_replays), "rows": len(replays(load_grid(path), path=of_replays))}
         if given.what == "run":
-            table = run(workers, given.storage, path, backend=given.backend)
+            table = run(workers, given.storage, path, backend="numpy" if given.backend is None else given.backend)
         else:
             table = export(given.storage, path)
         return {"table": str(path), "rows": len(table), "of": SPACE.count} | table.state.value_counts().to_dict()

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from helpers import InputError
-from lib.cli import Parser, answer
+from lib.cli import Parser, answer, put
 
 
 class NotMade(InputError):
@@ -43,10 +43,17 @@ def parse(argv):
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("notebook", nargs="?", type=Path, default=Path("assignment1.ipynb"))
     parser.add_argument("--no-execute", action="store_true")
-    parser.add_argument("--profile", choices=("quick", "full"), default="full")
+    parser.add_argument("--profile", choices=("quick", "full"))
     parser.add_argument("--output-dir", type=Path)
     parser.add_argument("--check", action="store_true")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    idle = {"--check": ["no_execute", "profile", "output_dir"], "--no-execute": ["profile"]}
+    for flag, others in idle.items():
+        for other in others if flag in argv else []:
+            if getattr(args, other):
+                raise InputError(f"--{other.replace('_', '-')} is given with {flag}; allowed: one of the two")
+    args.profile = args.profile or "full"
+    return args
 
 
 def work(argv):
@@ -63,7 +70,7 @@ def work(argv):
         raise (InputError if args.check else NotMade)(str(error)) from None
     if not wrong:
         return "every number in the text is that of the tables"
-    print("\n".join(wrong))
+    put("report.py", "\n".join(wrong))
     return {"agrees": False, "wrong": len(wrong)}
 
 

@@ -1,18 +1,19 @@
 """Search: a W&B sweep file, run offline right here, or by W&B's agents.
 
-python sweep.py sweeps/bayes.yaml                   here, on every core; run it again to resume
-python sweep.py sweeps/bayes.yaml --storage URL     the same on any number of machines: sqlite:///FILE,
+python sweep.py FILE --folder DIR                   here, on every core; run it again to resume
+python sweep.py FILE --folder DIR --storage URL     the same on any number of machines: sqlite:///FILE,
                                                     postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, mysql://...
-python sweep.py sweeps/bayes.yaml --engine wandb    on W&B's server, with an agent here; says how to start others
+python sweep.py FILE --folder DIR --engine wandb    on W&B's server, with an agent here; says how to start others
 python sweep.py rerun bayes 17                      trains trial 17 of a finished sweep again, and compares
-optuna-dashboard sqlite:///data/sweeps/optuna.db    looks into the sweeps run here (pip install optuna-dashboard)
+optuna-dashboard sqlite:///DIR/optuna.db            looks into the sweeps run here (pip install optuna-dashboard)
 
 --count N      trials in all (default: run_cap in the file, or the whole grid)
 --workers N    trials side by side (default: one per core)
 --seed N       of the suggestions (default: 0)
 --backend NAME numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 --quick        4 trials of one epoch, as sweep NAME-quick
---folder DIR   where the tables go, and optuna.db (default: data/sweeps)
+--folder DIR   where the tables go, and optuna.db (default: data/sweeps, where those of sweeps/*.yaml are: they are not
+               replaced by a sweep that does not have their trials)
 
 A trial is a row in an Optuna storage, written in one transaction with its parameters and its owner, this process. The
 seed and its number decide what is suggested. A worker that dies is replaced and trains its trial again; a trial whose
@@ -34,7 +35,7 @@ import numpy as np
 
 from helpers import METRICS, Config, InputError
 from lib import tables
-from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, say
+from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, ready_folder, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import file_url
@@ -71,24 +72,59 @@ def run(
         if value is not None:
             whole(flag, value, *ends)
     train = train_compiled if ready_backend(backend) == "compiled" else train_and_log
-    sweep = read_sweep(file, count, quick)
     if engine == "wandb":
-        if workers or storage is not None or seed or backend != "numpy":
-            flags = "--workers, --storage, --seed and --backend"
-            raise InputError(f"{flags} are for --engine local; start further agents instead")
-        if is_disabled():
-            raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
+        _check_wandb(workers or storage is not None or seed or backend != "numpy")
+    elif storage is None:
+        storage = _default_storage(folder)
+    sweep = read_sweep(file, count, quick)
+    _check_place(Path(folder) / f"{sweep.name}.csv", storage)
+    if engine == "wandb":
         table = _run_on_wandb(sweep)
     else:
-        storage = _default_storage(folder) if storage is None else storage
         table = _run_here(sweep, workers or os.cpu_count(), storage, seed, load, train)
     _export(table, Path(folder), sweep.name)
     return table
 
 
+def _check_wandb(flags):
+    """Raise InputError if W&B's server cannot run a sweep: `flags` of the local engine are given, or it is disabled."""
+    if flags:
+        allowed = "start further agents instead"
+        raise InputError(f"--workers, --storage, --seed and --backend are for --engine local; {allowed}")
+    if is_disabled():
+        raise InputError("--engine wandb is of no use while W&B is disabled; allowed: after `wandb online`")
+
+
+def _check_place(path, storage):
+    """Make the folder of a table. Raises InputError if it cannot be, or if the table there would lose trials.
+
+    They are those that `storage` does not have; if it is None, a new sweep on W&B, which has none yet.
+    """
+    ready_folder(path.parent)
+    if not path.exists():
+        return
+    kept = _finished(tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"]))
+    try:
+        lost = kept if storage is None else kept - _finished(results(path.stem, storage))
+    except InputError as error:
+        if not str(error).startswith("there is no sweep"):
+            raise
+        lost = kept
+    if lost:
+        where = "a new sweep on W&B" if storage is None else "the storage"
+        remedy = "another --folder, or to move that file away"
+        raise InputError(f"{path} would lose {len(lost)} trials, which {where} does not have; allowed: {remedy}")
+
+
+def _finished(table):
+    """Return what tells a table's finished trials from those of any other sweep: `created` depends on the time zone."""
+    table = table[table.state != "running"]
+    return set(zip(table.number, table.state, table.seconds.astype(float).fillna(-1)))
+
+
 def _run_here(sweep, workers, storage, seed, load, train):
     """Train the sweep's trials on this machine, side by side, until all are finished; return their table."""
-    mode = os.environ.get("WANDB_MODE") or ("disabled" if is_disabled() else "offline")
+    mode = os.environ.get("WANDB_MODE", "disabled" if is_disabled() else "offline")
     one_of("WANDB_MODE", mode, MODES)
     for name in choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
         load(name)  # what is missing is said now, and what is not decoded yet is decoded once

@@ -137,15 +137,29 @@ def prepare_all(archives, data_dir):
             for path in sorted(path for path in (scratch / dataset).rglob("*") if path.is_file()):
                 sums += f"{sha256(path.read_bytes())}  {path.relative_to(scratch).as_posix()}\n"
         (scratch / "SHA256SUMS").write_text(sums)
+        replace(scratch, data_dir)
+
+
+def replace(scratch, data_dir):
+    """Put what is new in place of the old, which goes with the temporary folder; all of it, or nothing."""
+    moves = []
+    try:
         for name in (*STOCK, "SHA256SUMS"):
-            if (data_dir / name).exists():
-                (data_dir / name).rename(scratch / f"old-{name}")  # goes with the temporary folder
-            (scratch / name).rename(data_dir / name)
+            for old, new in ((data_dir / name, scratch / f"old-{name}"), (scratch / name, data_dir / name)):
+                if old.exists():
+                    moves.append((old, new))  # first: Ctrl-C may come between the two
+                    old.rename(new)
+    except BaseException:
+        for old, new in reversed(moves):
+            if new.exists() and not old.exists():
+                new.rename(old)
+        raise
 
 
 def main():
-    """The command line; what cannot be read or written is one sentence, and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line; what cannot be read or written is one sentence, and exit status 2; Ctrl-C is one, and 130."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
     parser.add_argument("archives", type=Path, metavar="ARCHIVES")
     parser.add_argument("--data-dir", type=Path, default=Path(__file__).parent, help="default: this script's folder")
@@ -154,6 +168,8 @@ def main():
         prepare_all(args.archives, args.data_dir)
     except (ArchiveError, OSError) as error:
         parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; no data are lost\n")
 
 
 if __name__ == "__main__":

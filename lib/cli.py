@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from importlib import import_module
@@ -86,6 +87,16 @@ def ready_backend(name):
     return name
 
 
+def ready_folder(folder):
+    """Make the folder that --folder names, before any work begins. Raises InputError unless it takes a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        sentence = f"--folder is {str(folder)!r}, which cannot be used: {error.strerror}"
+        raise InputError(f"{sentence}; allowed: a folder that is there or can be made, and takes files") from None
+
+
 def widths(text):
     """hidden_size from a text: a whole number, or a tuple of them for "256 128", "256,128" or "[256, 128]"."""
     inside = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
@@ -123,7 +134,7 @@ def answer(program, help, argv, work, interrupted="run the same command again to
     argv = sys.argv[1:] if argv is None else argv
     try:
         if {"-h", "--help"} & set(argv):
-            return _print(program, help or describe(program))
+            return put(program, help or describe(program))
         outcome, status = work(argv), 0
     except KeyboardInterrupt:
         say(f"interrupted; {interrupted}", program)
@@ -142,10 +153,10 @@ def answer(program, help, argv, work, interrupted="run the same command again to
         return status
     text = outcome if isinstance(outcome, str) else as_json(outcome)
     failed = text is not outcome and (not outcome.get("agrees", True) or outcome.get("train_loss", 0) is None)
-    return _print(program, text, f"; the result: {text}") or status or int(failed)
+    return put(program, text, f"; the result: {text}") or status or int(failed)
 
 
-def _print(program, text, kept=""):
+def put(program, text, kept=""):
     """Print a text to standard output, and return 0; if it cannot be written, say so and what is kept; return 2."""
     try:
         if sys.stdout is None:

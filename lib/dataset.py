@@ -1,5 +1,6 @@
 """The data sets: read by TensorFlow Datasets, checked, decoded once, kept as one memory-mapped file."""
 
+import re
 import warnings
 import zlib
 from contextlib import suppress
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
 N_TRAIN, N_VAL, N_TEST = 54_000, 6_000, 10_000
 N = N_TRAIN + N_VAL + N_TEST
+SUM = re.compile(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)")  # a line of sha256sum, with or without -b
+LOADED = re.compile(r"[^.].*(\.json|\.labels\.txt|\.array_record.*)")  # what TFDS reads of a data set
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     cache = Path(data_dir) / "cache"
     if not folder.is_dir():
         _download(name, data_dir)
+    names = _class_names(folder)
     state = [(p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(folder)]
     prefix = f"{name}-split{seed}-{zlib.crc32(repr(state).encode()):08x}-"
     found = [flat for flat in map(_open_cache, cache.glob(f"{prefix}*.npy")) if flat is not None]
@@ -92,7 +96,7 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     images = flat[: N * 784].reshape(N, 784)
     labels = flat[N * 784 :]
     parts = slice(0, N_TRAIN), slice(N_TRAIN, N_TRAIN + N_VAL), slice(N_TRAIN + N_VAL, N)
-    return Dataset(name, _class_names(folder), *(both[part] for part in parts for both in (images, labels)))
+    return Dataset(name, names, *(both[part] for part in parts for both in (images, labels)))
 
 
 def _files(folder):
@@ -119,18 +123,37 @@ def _open_cache(path):
 
 
 def _check_sums(name, data_dir):
-    """Raise InputError if a file that SHA256SUMS lists for the data set is missing or another."""
+    """Raise InputError if a file of the data set is missing, not listed in SHA256SUMS, or not the one listed.
+
+    Nothing is checked without SHA256SUMS, or in a version of one's own, of which it lists nothing but another's.
+    """
     sums = data_dir / "SHA256SUMS"
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else []
-    parts = (line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
-    expected = {key: value for value, key in parts if key.startswith(f"{name}/")}
+    if not sums.exists():
+        return
+    expected = _read_sums(sums, name)
     there = {key: data_dir / key for key in expected if (data_dir / key).is_file()}
+    versions = {(data_dir / key).parent for key in expected}
+    for path in _files(data_dir / name):
+        listed = path.relative_to(data_dir).as_posix() in there
+        if LOADED.fullmatch(path.name) and not listed and (path.parent in versions or not versions):
+            allowed = "a line for each file, as sha256sum writes it; restore it with git checkout, or add yours"
+            raise InputError(f"{sums} has no checksum that can be read of {path}; allowed: {allowed}")
     for key, path in there.items():
         if sha256(path.read_bytes()).hexdigest() != expected[key]:
             raise InputError(f"{path} is corrupted: its SHA-256 is not the one in {sums}; restore it with git checkout")
     missing = sorted(expected.keys() - there.keys())
     if there and missing:
         raise InputError(f"{data_dir / missing[0]} is missing; restore it with git checkout")
+
+
+def _read_sums(path, name):
+    """Return what a list of checksums says of the files of a data set, {NAME/VERSION/FILE: checksum}."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; restore it with git checkout") from None
+    found = (SUM.fullmatch(line.rstrip()) for line in lines)
+    return {one[2]: one[1].lower() for one in found if one and re.match(f"{re.escape(name)}/[^/]+/[^/]", one[2])}
 
 
 def _build_cache(name, seed, folder, cache, prefix):

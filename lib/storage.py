@@ -13,6 +13,7 @@ from optuna.storages._rdb import models
 from helpers import InputError
 
 ALLOWED = "sqlite:///FILE, or postgresql://... or mysql://... with its Python driver installed"
+SMALLEST = 512  # bytes of a database of SQLite: a page; it takes a file of one byte for a new one
 PATIENCE = 3600  # seconds that SQLite waits for others than ourselves, who queue
 LOCKS = {  # held until the transaction or the connection ends: by us, or by the server if we die
     "postgresql": "SELECT pg_advisory_xact_lock(6910, {})",
@@ -26,14 +27,24 @@ OPTIONS = {
 
 
 def file_url(path):
-    """Return the URL of the SQLite database at `path`, whatever characters are in it."""
-    url = sqlalchemy.URL.create("sqlite", database=str(Path(path).absolute()))
+    """Return the URL of the SQLite database at `path`, whatever characters are in it. Raises InputError without any."""
+    path = str(Path(path).absolute())
+    if not _is_utf8(path):
+        raise InputError(f"the database would be {path!r}; allowed: a folder whose name is UTF-8")
+    url = sqlalchemy.URL.create("sqlite", database=path)
     return url.render_as_string(hide_password=False)
+
+
+def _is_utf8(text):
+    """Return whether a text has no bytes that the system could not decode."""
+    return text.encode(errors="ignore").decode() == text
 
 
 def read_url(storage):
     """Return what --storage says, as a URL. Raises InputError."""
     try:
+        if not _is_utf8(str(storage)):
+            raise ValueError(f"{storage!r} is not UTF-8")
         url = sqlalchemy.make_url(storage)
         url.get_dialect().import_dbapi()
         if url.get_backend_name() not in OPTIONS:
@@ -41,9 +52,13 @@ def read_url(storage):
         if url.get_backend_name() == "sqlite":
             if url.database in (None, "", ":memory:") or "\0" in url.database:
                 raise ValueError(f"{url!r} names no file")
+            if not _is_utf8(str(Path(url.database).absolute())):
+                raise ValueError(f"{url!r} is in a folder whose name is not UTF-8")
             if "?" in str(storage):
                 raise ValueError(f"{storage!r} has a '?', which is written %3F in the name of a file")
     except (sqlalchemy.exc.ArgumentError, ValueError, AttributeError, ImportError) as error:
+        if isinstance(error, sqlalchemy.exc.ArgumentError) and "@" not in str(storage):  # which a password comes before
+            error = f"{storage!r} is not the URL of a database"
         raise InputError(f"--storage cannot be used: {error}; allowed: {ALLOWED}") from None
     return url
 
@@ -103,6 +118,8 @@ class Database:
         try:
             with engine.connect() as connection:
                 found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+            if Path(self._file).stat().st_size < SMALLEST:
+                found = "it is too short"
         except sqlalchemy.exc.DatabaseError as error:
             if isinstance(error.orig, sqlite3.OperationalError):  # it cannot be read at all
                 raise

@@ -21,6 +21,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 LARGEST = 200_000  # bytes of a file, and values in it once its aliases are written out
 MERGE = "tag:yaml.org,2002:merge"
+DECIMAL = r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?"  # not 010 or 1:30, of which YAML makes 8 and 90
 TYPES = {f"tag:yaml.org,2002:{name}" for name in "null bool int float str seq map".split()} | {MERGE}  # those of JSON
 
 RANGE = ["min", "max"]
@@ -90,7 +91,8 @@ class Loader(yaml.SafeLoader):
             kind = node.tag.rpartition(":")[2]
             _refuse(node, where, f"{shown(node.value)}, a {kind}", "numbers, text in quotes, lists, mappings")
         if isinstance(node, yaml.ScalarNode) and not self._is_plain(node):
-            _refuse(node, where, shown(node.value), "a finite number of at most 64 bits, if it is a number")
+            allowed = "a finite number of at most 64 bits, decimal and without leading zeros, if it is a number"
+            _refuse(node, where, shown(node.value), allowed)
         sizes[id(node)] = 1 + sum(self.check(part, name, sizes) for name, part in self._parts(node, where))
         if sizes[id(node)] > LARGEST:
             _refuse(node, where, f"more than {LARGEST:,} values", "fewer")
@@ -112,14 +114,15 @@ class Loader(yaml.SafeLoader):
         return [*keys, *parts.items()]
 
     def _is_plain(self, node):
-        """Return whether a value can be made of a node, and is not a number that is infinite or huge."""
+        """Return whether a value can be made of a node, and is no number that is infinite, huge or not decimal."""
         try:
             value = self.construct_object(node) if node.tag != MERGE else None
         except (ValueError, TypeError, KeyError, AttributeError):  # what PyYAML makes of `!!int x`
             return False
-        if isinstance(value, float):
-            return math.isfinite(value)
-        return not isinstance(value, int) or -(2**63) <= value < 2**63
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        in_range = math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63
+        return in_range and bool(re.fullmatch(DECIMAL, node.value))
 
 
 def _refuse(node, where, what, allowed):
@@ -305,7 +308,8 @@ def _distribution(name, spec):
 
 def _choices(name, values):
     """Return the values of a parameter as Config spells them; lists, of hidden_size, as texts: Optuna has no lists."""
-    accepted = [_accepted(name, value) for value in values] if isinstance(values, list) else []
+    values = values if isinstance(values, list) else []
+    accepted = [_accepted(name, value) for value in values]
     choices = [str(value) if isinstance(value, list) else known for value, known in zip(values, accepted)]
     if not choices or len(set(choices)) < len(choices):
         raise InputError("allowed: a list of different values")
@@ -314,6 +318,8 @@ def _choices(name, values):
 
 def _accepted(name, value):
     """Return the value as its field of Config spells it. Raises InputError if it does not accept it."""
+    if value is None:  # which Config takes for the default of num_layers
+        raise InputError("allowed: a value, not null")
     return getattr(Config(**{name: value}), name)
 
 

@@ -228,6 +228,30 @@ def test_an_input_error_is_one_line_whatever_it_quotes(text):
     assert str(InputError(ValueError("one\ntwo"))) == "one two"
 
 
+IDLE = [
+    ("--check --profile quick", "--profile is given with --check"),
+    ("--check --no-execute", "--no-execute is given with --check"),
+    ("--output-dir a --check", "--output-dir is given with --check"),
+    ("--no-execute --profile full", "--profile is given with --no-execute"),
+]
+
+
+@pytest.mark.parametrize("argv, said", IDLE)
+def test_a_flag_of_the_report_that_would_do_nothing_is_refused(argv, said, capsys):
+    assert import_module("report").main(argv.split()) == 2
+    assert capsys.readouterr() == ("", f"report.py: {said}; allowed: one of the two\n")
+
+
+def test_numbers_that_are_wrong_are_named_in_any_locale():
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import report; from lib.export import make; "
+    code += "make.read = lambda path: None; make.check = lambda *args: ['0.9 \u00b1 0.1']; "
+    code += "sys.exit(report.main(['--check']))"
+    argv, env = [sys.executable, "-c", code, str(ROOT)], os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines() == [r"0.9 \xb1 0.1", '{"agrees": false, "wrong": 1}']
+
+
 class Unsendable:
     def __reduce__(self):
         raise TypeError("first line\nsecond line")

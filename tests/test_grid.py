@@ -179,6 +179,7 @@ def test_the_command_line(capsys):
     assert grid.main(["export", *here]) == 0
     states = lib.anova.load_grid("grid.csv.gz").state.value_counts().to_dict()
     assert json.loads(capsys.readouterr().out) == {"table": "grid.csv.gz", "rows": 2, "of": 5832, **states}
+    here = ["--folder", "."]
     wrong = {
         "rerun": "N is missing",
         "rerun x": "N is 'x'",
@@ -188,6 +189,12 @@ def test_the_command_line(capsys):
         "--workers 0": "--workers is '0'",
         "--workers 9999": "--workers is '9999'",
         "--storage redis://a": "redis",
+        "rerun 1 --workers 2": "--workers is given with rerun; allowed: where the grid itself is trained",
+        "seeds --storage sqlite:///grid.db": "--storage is given with seeds; allowed: ",
+        "replay --workers 2": "--workers is given with replay",
+        "export --workers 2": "--workers is given with export",
+        "export --backend numpy": "--backend is given with export",
+        "seeds": "the table has 2 complete trainings; allowed for seeds: 20 or more",
     }
     for argv, said in wrong.items():
         assert grid.main([*here, *argv.split()]) == 2, argv
@@ -195,7 +202,39 @@ def test_the_command_line(capsys):
         assert err.count("\n") == 1 and said in err and not out
     train(ledger := begin(), 3)
     finished = len(ledger.trials())
-    assert grid.main(["export", *here]) == 0 and json.loads(capsys.readouterr().out)["rows"] == finished == 5
+    assert grid.main(["export", *here, "--storage", "sqlite:///grid.db"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == finished == 5
+
+
+def test_a_table_is_not_replaced_by_one_without_its_trainings():
+    train(begin(), 2)
+    grid.export("sqlite:///grid.db", "grid.csv.gz")
+    before = Path("grid.csv.gz").read_bytes()
+    begin("sqlite:///empty.db")
+    train(begin("sqlite:///other.db", optimizer=["sgd", "momentum"]), 3)  # the same numbers, other trainings
+    for storage in ("sqlite:///empty.db", "sqlite:///other.db"):
+        with pytest.raises(InputError, match="grid.csv.gz would lose [12] trainings, which the storage does not have"):
+            grid.export(storage, "grid.csv.gz")
+        assert Path("grid.csv.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["storage", "backend"])
+def test_a_flag_is_checked_where_nothing_is_left_to_train(flag, monkeypatch):
+    Path("grid.csv.gz").touch()
+    monkeypatch.setattr(grid, "load_grid", lambda path: range(lib.anova.SPACE.count))
+    assert len(grid.run(path="grid.csv.gz")) == lib.anova.SPACE.count
+    with pytest.raises(InputError, match=f"^--{flag} .*'nonsense'.*; allowed: "):
+        grid.run(path="grid.csv.gz", **{flag: "nonsense"})
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(monkeypatch):
+    Path("file").touch()
+    monkeypatch.setattr(grid, "supervise", None)
+    with pytest.raises(InputError, match="--folder is 'file', which cannot be used: .*; allowed: a folder"):
+        grid.run(1, "sqlite:///grid.db", "file/grid.csv.gz", tiny)
+    with pytest.raises(InputError, match="--folder is 'file'"):
+        grid.seeds(fake(40), path="file/seeds.csv")
+    assert not Path("grid.db").exists()
 
 
 def test_a_file_that_is_no_table_is_refused():

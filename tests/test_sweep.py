@@ -581,6 +581,10 @@ def test_the_same_table_comes_from_wandb(write, monkeypatch, capsys):
     pd.testing.assert_frame_equal(table[same], local[same])
     server.runs[-1].config["epochs"] += 1  # finished, and yet short of an epoch
     assert sweep._row_from_wandb(0, server.runs[-1])["state"] == "pruned"
+    said = "small.csv would lose 3 trials, which a new sweep on W&B does not have; allowed: another --folder"
+    assert sweep.main([str(path), "--engine", "wandb", "--folder", "."]) == 2 and len(server.agents) == 1
+    assert said in capsys.readouterr().err
+    Path("small.csv").unlink()
     monkeypatch.setattr(server, "sweep", lambda address: {}["no answer"])
     assert sweep.main([str(path), "--engine", "wandb", "--count", "1", "--folder", "."]) == 2
     assert "sweep.py: W&B: 'no answer'" in capsys.readouterr().err.splitlines()
@@ -612,6 +616,39 @@ def test_quick_is_another_sweep_of_four_trials_of_one_epoch(write):
     assert (given.name, given.count) == ("small-quick", 4)
     assert {given.config(lib.sweepfile.suggest(given, [None] * n, 0)).epochs for n in range(9)} == {1}
     assert lib.sweepfile.read_sweep(write(definition()), count=2, quick=True).count == 2
+
+
+def test_a_table_is_not_replaced_by_a_sweep_without_its_trials(write, capsys, monkeypatch):
+    path = str(write(definition(run_cap=3)))
+    sweep._export(train_here(path), Path(), "small")
+    before = Path("small.csv").read_bytes()
+    Path("optuna.db").rename("elsewhere.db")  # as in a clone, which has tables and no storage
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "supervise", None)
+        for storage in ([], ["--storage", "sqlite:///new.db"]):
+            assert sweep.main([path, "--count", "1", "--folder", ".", *storage], load=tiny) == 2
+            out, err = capsys.readouterr()
+            assert err.startswith("sweep.py: small.csv would lose 3 trials, which the storage does not have; allowed: ")
+            assert not out and not list(Path().glob("[on]*.db"))
+    lib.ledger.Ledger(sweep._default_storage("."), "small", lib.sweepfile.read_sweep(path))  # another of that name
+    assert sweep.main([path, "--folder", "."], load=tiny) == 2 and Path("small.csv").read_bytes() == before
+    argv = [path, "--count", "1", "--folder", ".", "--storage", "sqlite:///elsewhere.db"]
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kolkata")  # where `created` is another hour
+        time.tzset()
+        status = sweep.main(argv, load=tiny)
+    time.tzset()
+    assert status == 0 and len(sweep.load_results("small", ".")) == 3  # with its own storage it goes on
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", os.fsdecode(b"name\xff")])
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_trained(folder, write, capsys, monkeypatch):
+    Path("file").touch()
+    monkeypatch.setattr(sweep, "supervise", None)
+    storage = [] if "name" in folder else ["--storage", "sqlite:///ok.db"]
+    assert sweep.main([str(write(definition())), "--folder", folder, *storage], load=tiny) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "; allowed: a folder" in err and not Path("ok.db").exists()
 
 
 def test_results_that_are_missing_are_run(monkeypatch, tmp_path):

@@ -76,7 +76,9 @@ BAD = [
     ({"parameters": {"epochs": {}}}, "epochs"),
     (parameter("epochs", value=3, min=1), "min"),
     (parameter("epochs", values=[]), "epochs"),
-    (parameter("epochs", values=3), "epochs"),
+    (parameter("epochs", values=3), "epochs.*3.*: allowed: a list of different values$"),
+    (parameter("num_layers", value=None), "num_layers.*not null"),
+    (parameter("num_layers", values=[1, None]), "num_layers.*not null"),
     (parameter("epochs", values=[3, 3]), "epochs"),
     (parameter("optimizer", values=["nag", "nesterov"]), "optimizer"),
     (parameter("optimizer", values=["adam", "adagrad"]), "adagrad"),
@@ -188,6 +190,10 @@ TEXTS = [  # a file, and what its sentence names
     (HEAD + "name: 2024-01-01\nparameters: {epochs: {value: 1}}", "name is '2024-01-01', a timestamp"),
     (HEAD + f"parameters: {{seed: {{value: {'9' * 5000}}}}}", "parameters.seed.value.*64 bits"),
     (HEAD + f"parameters: {{seed: {{value: 0x{'f' * 5000}}}}}", "parameters.seed.value.*64 bits"),
+    *(
+        (HEAD + f"parameters: {{epochs: {{value: {value}}}}}", "epochs.value is .*; allowed: .*decimal")
+        for value in ("010", "1:30", "1_0", "0x10", "0b11", "-0_1", "1_0.5", "1:30.5", "!!int 010", "!!float 0x1")
+    ),
     (HEAD + "parameters: {learning_rate: {value: .inf}}", "parameters.learning_rate.value is '.inf'"),
     (HEAD + "parameters: {learning_rate: {value: 1.0e+400}}", "parameters.learning_rate.value"),
     (HEAD + "parameters: &a {epochs: *a}", "alias"),
@@ -204,6 +210,12 @@ def test_a_file_that_is_no_sweep_is_refused_at_once(text, sentence, write):
     with pytest.raises(InputError, match=sentence) as refused:
         read_sweep(path)
     assert len(str(refused.value)) < 600 and time.process_time() - began < 20  # a bomb would take for ever
+
+
+def test_decimal_numbers_are_what_they_were(write):
+    for text, value in {"0": 0, "0.5": 0.5, ".5": 0.5, "5.": 5.0, "1.0e-3": 0.001, "+0.1": 0.1, "!!float 1": 1}.items():
+        given = write(HEAD + f"parameters: {{weight_decay: {{value: {text}}}}}")
+        assert read_sweep(given).definition["parameters"]["weight_decay"]["value"] == value
 
 
 ODD = [
