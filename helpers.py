@@ -8,7 +8,7 @@ Types     float32 for training, float64 for gradient checks; images stay uint8 u
 Conventions, where code bases disagree
 - A loss is the mean over the batch; squared error is summed over classes (the Brier score), without a factor 1/2.
 - Weight decay adds lambda/2 sum W^2 to the objective, so lambda W to the gradient: of weights, never of biases.
-- Momentum is not damped: u <- m u + g.  Nesterov stores the point looked ahead to, where g is taken (as PyTorch does).
+- Momentum is not damped: u <- mu u + g.  Nesterov stores the point looked ahead to, where g is taken (as PyTorch does).
 - Epsilon stands outside the root; all moments start at zero; Nadam keeps beta1 fixed.
 - Losses and accuracies of training are means over the epoch, while the weights move; they leave the decay term out, so
   that they compare with those of validation, which are taken at the end of the epoch.
@@ -239,7 +239,7 @@ class Network:
         return self.a[-1] @ self.W[-1] + self.b[-1]
 
     def backward(self, delta):
-        """Fill `gradient` from delta_L = dJ/dz_L (batch, n_out), for the x of the last `forward`:
+        """Fill `gradient`, but for the decay, from delta_L = dJ/dz_L (batch, n_out), for the x of the last `forward`:
 
         dJ/dW_l = a_{l-1}^T delta_l;  dJ/db_l = sum over batch of delta_l;  delta_{l-1} = (delta_l W_l^T) * f'(z_{l-1}).
         """
@@ -255,6 +255,7 @@ class Network:
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
         """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
         y = check_labels("y", y, len(x), self.sizes[-1])
+        number("weight_decay", weight_decay, float, "[0, inf)")
         return self.descend(x, y, import_module("lib.families").loss(loss, y, self), weight_decay)
 
     def descend(self, x, y, loss, weight_decay):
@@ -327,7 +328,7 @@ def sgd(theta, config):
 
 
 def momentum(theta, config):
-    """u <- m u + g;  theta <- theta - eta u   (Polyak, 1964)."""
+    """u <- mu u + g;  theta <- theta - eta u   (Polyak, 1964)."""
     u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
@@ -340,7 +341,7 @@ def momentum(theta, config):
 
 
 def nag(theta, config):
-    """u <- m u + g;  theta <- theta - eta (g + m u), theta the point looked ahead to   (Nesterov, 1983)."""
+    """u <- m u + g;  theta <- theta - eta (g + mu u), theta the point looked ahead to   (Nesterov, 1983)."""
     u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):
@@ -556,7 +557,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
-    network: train this one, in place, instead of a new one; to resume, as it was at first or as `checkpoint` has it.
+    network: train this one, in place, instead of a new one; when resuming, with its first weights or the checkpoint's.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy. backend: one of BACKENDS.
     checkpoint: a file (.npz) written after each epoch; if it exists, training resumes from there, to the same bits.

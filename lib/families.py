@@ -62,6 +62,8 @@ def _in_place(returned, *arrays):
 def generator(rng):
     """Return a Generator or a seed as a Generator. Raises InputError for anything else."""
     try:
+        if isinstance(rng, bool):  # which numpy takes for the seeds 0 and 1
+            raise TypeError
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
         raise InputError(f"rng is {rng!r}; allowed: a Generator, or a seed from 0") from None
@@ -70,7 +72,7 @@ def generator(rng):
 def floating(dtype):
     """Return the dtype of a network. Raises InputError unless it is float32 or float64."""
     try:
-        fits = np.dtype(dtype) in (np.float32, np.float64)
+        fits = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)
     except TypeError:
         fits = False
     _refuse_unless(fits, f"dtype is {dtype!r}", "float32, float64")

@@ -162,7 +162,7 @@ def test_a_layer_names_the_initialisers_there_are():
         Dense(3, 2, "glorot")
 
 
-@pytest.mark.parametrize("dtype", [int, np.float16, "no", complex])
+@pytest.mark.parametrize("dtype", [int, np.float16, "no", complex, None])
 def test_a_network_is_float32_or_float64(dtype):
     for call in (lambda: Network([3, 2], dtype=dtype), lambda: Stack([Dense(3, 2)], (3,), dtype=dtype)):
         with pytest.raises(InputError, match="^dtype is .*; allowed: float32, float64"):
@@ -263,7 +263,7 @@ def test_another_kind_of_argument_is_refused_before_anything_is_trained(name, sm
         train(**({"config": tiny_config(), "data": small} | {name: value}))
 
 
-@pytest.mark.parametrize("rng", ["a", -1, 0.5])
+@pytest.mark.parametrize("rng", ["a", -1, 0.5, True])
 def test_a_seed_that_is_none_is_refused(rng):
     with pytest.raises(InputError, match="rng is .*; allowed: a Generator, or a seed from 0"):
         Network([4, 3], rng=rng)

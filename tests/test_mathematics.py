@@ -180,6 +180,14 @@ def test_unknown_names_are_refused_with_the_choices():
         Network([3, 2]).objective(np.zeros((1, 3), np.float32), np.zeros(1, int), "mse")
 
 
+@pytest.mark.parametrize("decay", [-1, np.nan, np.inf, True, None, "0.1", [1, 2]])
+def test_a_decay_that_is_no_number_from_0_is_refused(decay):
+    network = Network([3, 2], dtype=np.float64)
+    for check in (network.objective, lambda *given, **more: gradient_check(network, *given, **more)):
+        with pytest.raises(InputError, match="weight_decay is .*; allowed: a number in"):
+            check(np.zeros((1, 3)), np.zeros(1, int), weight_decay=decay)
+
+
 def test_names_are_taken_in_any_case_and_the_exact_one_first(monkeypatch):
     assert Network([3, 2], activation="relu").activation == "ReLU"
     monkeypatch.setitem(ACTIVATIONS, "relu", ACTIVATIONS["tanh"])
