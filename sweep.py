@@ -124,7 +124,8 @@ def _finished(table):
 
 def _run_here(sweep, workers, storage, seed, load, train):
     """Train the sweep's trials on this machine, side by side, until all are finished; return their table."""
-    mode = os.environ.get("WANDB_MODE", "disabled" if is_disabled() else "offline")
+    mode = os.environ.get("WANDB_MODE")
+    mode = ("disabled" if is_disabled() else "offline") if mode is None else mode
     one_of("WANDB_MODE", mode, MODES)
     for name in choices(sweep.space["dataset"]) if "dataset" in sweep.space else [Config.dataset]:
         load(name)  # what is missing is said now, and what is not decoded yet is decoded once

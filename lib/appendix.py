@@ -99,7 +99,8 @@ def search_table(grid, replays):
 
 
 def _several(row):
-    return "{} ({} to {})".format(*(f"{value:.0f}" if np.isfinite(value) else "–" for value in row))
+    told = [f"{value:.0f}" if np.isfinite(value) else "–" for value in row]
+    return "{} ({} to {})".format(*told) if told != ["–"] * 3 else "–"
 
 
 def found(grid, replays, search, within):
@@ -111,6 +112,12 @@ def runs_needed(grid, replays, search="tpe"):
     """Return the median number of runs that a search needs to come near the best."""
     _, needed = searches(grid, replays, [SPENT])
     return needed.loc[(search, False, "median"), "runs"]
+
+
+def epochs_needed(grid, replays, hyperband):
+    """Return the median number of epochs that TPE needs to come near the best."""
+    _, needed = searches(grid, replays, [SPENT])
+    return needed.loc[("tpe", hyperband, "median"), "epochs"]
 
 
 def runs_by_chance(grid):
@@ -195,48 +202,19 @@ def bars(ablation):
     return {name: [found[base][name].tolist() if name in found[base] else None for base in found] for name in order}
 
 
-def _tested(found):
-    """Return for rows of gains, a column for each seed: mean with its interval, n, p, and Holm's p over all rows.
-
-    Each gain is a difference between two trainings of the same seed. Their deviation is pooled over all rows (see
-    `bartlett`), since a few differences of one measure say little about it.
-    """
-    n = found.shape[1]
-    freedom = len(found) * (n - 1)
-    error = np.sqrt(found.var(axis=1, ddof=1).mean() / n)
-    table = pd.DataFrame({"gain": found.mean(axis=1)})
-    half = stats.t.ppf(0.975, freedom) * error
-    table["low"] = table.gain - half
-    table["high"] = table.gain + half
-    table["n"] = n
-    table["p"] = 2 * stats.t.sf(np.abs(table.gain) / error, freedom)
-    table["holm"] = claims.holm(table.p)
-    return table
-
-
 def ablation_table(ablation):
-    """Return each measure's gain in points by itself and within the whole, tested: see `_tested`."""
-    return _tested(pd.concat({base: pd.DataFrame(rows).T for base, rows in gains(ablation).items()}))
-
-
-def _recommended_gains(table):
-    value = table[table.base == "long"].pivot(index="measure", columns="seed", values="val_accuracy") * 100
-    return value.drop(index="nothing") - value.loc["nothing"]
-
-
-def recommended(table):
-    """Return what each measure adds in points over twice as many epochs, tested (see `_tested`), best first."""
-    return _tested(_recommended_gains(table)).sort_values("gain", ascending=False)
+    """Return each measure's gain in points by itself and within the whole, tested: see `claims.tested`."""
+    return claims.tested(pd.concat({base: pd.DataFrame(rows).T for base, rows in gains(ablation).items()}))
 
 
 def bartlett(table):
     """Return the p-value of Bartlett's test that the gains of all recommended measures have one deviation."""
-    return stats.bartlett(*_recommended_gains(table).to_numpy()).pvalue
+    return stats.bartlett(*claims.recommended_gains(table).to_numpy()).pvalue
 
 
 def recommended_table(table):
-    """Return `recommended` in words."""
-    found = recommended(table)
+    """Return `claims.recommended` in words."""
+    found = claims.recommended(table)
     return pd.DataFrame(
         {
             "seeds": found.n.map("{:.0f}".format),
@@ -262,6 +240,11 @@ def pixels_lost(table, network):
     return claims.paired(found["in order"], found["shuffled"])
 
 
+def points(difference):
+    """Return the interval of a Difference of accuracies in points, as '−1.2 to +1.3'."""
+    return claims.minus(f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}")
+
+
 def established(table, sign):
     """Return the measures whose gain (sign 1) or harm (-1) is established, as 'name (+0.84); ...', largest first."""
     rows = table.query("holm < 0.05").sort_values("gain", ascending=sign < 0)
@@ -281,7 +264,7 @@ def finals(table):
         rows[name] = {
             "parameters": f"{seeds.parameters.iloc[0]:,}",
             "epochs": seeds.epochs.iloc[0],
-            "core minutes": f"{seeds.seconds.mean() / 60:.0f}",
+            "core minutes": f"{seeds.seconds.median() / 60:.0f}",
             "seeds": len(seeds),
             "validation": f"{seeds.val_accuracy.mean():.4f}",
             "test": claims.spread(seeds.test_accuracy),
@@ -331,7 +314,7 @@ def ladder(stored, y):
         steps[f"{name}, with the mirrored image"] = step(table.test_accuracy_flips, several)
         if len(table) > 1:
             mean = recipes.ensemble([f"{name}-{seed}" for seed in table.seed], y)
-            steps[f"{len(table)} {name} networks"] = mean, None, several
+            steps[f"{len(table)} {name} networks, with the mirrored image"] = mean, None, several
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 

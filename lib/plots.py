@@ -473,6 +473,7 @@ def parallel_coordinates(table, parameters):
         ax.text(i, 1.22, name.replace(" ", "\n", 1), ha="center", va="bottom", fontsize=8)
     ax.set(xlim=(-0.55, len(parameters) + 0.45), ylim=(-0.25, 1.45))
     ax.axis("off")
+    figure.colorbar(plt.cm.ScalarMappable(norm, SHADES), ax=ax, label="best validation accuracy", extend="min")
     return figure
 
 
@@ -502,7 +503,7 @@ def importance(tables, chance):
     chance: {sweep: the size below which correlations of unrelated runs lie}, drawn as a band.
     """
     figure, axes = plt.subplots(
-        len(tables), 2, figsize=(WIDTH, 2.5 * len(tables)), layout="constrained", width_ratios=[1, 1.1], squeeze=False
+        len(tables), 2, figsize=(WIDTH, 3 * len(tables)), layout="constrained", width_ratios=[1, 1.1], squeeze=False
     )
     for (left, right), (name, table) in zip(axes, tables.items(), strict=True):
         whole = table.dropna(subset="importance").sort_values("importance")
@@ -510,7 +511,7 @@ def importance(tables, chance):
         left.set(title=f"{name}: importance (fANOVA)", xlabel="share of the variance")
         signed = table.dropna(subset="correlation").iloc[::-1]
         colors = [COLORS[2] if value > 0 else COLORS[3] for value in signed.correlation]
-        right.barh([*map(words, signed.name)], signed.correlation, color=colors)
+        right.barh([": ".join(map(words, one.split(": "))) for one in signed.name], signed.correlation, color=colors)
         right.axvspan(-chance[name], chance[name], color="0.5", alpha=0.25, linewidth=0)
         right.axvline(0, color="k", linewidth=0.8)
         right.set(title=f"{name}: correlation", xlabel="rank correlation")
@@ -584,7 +585,7 @@ def interactions(panels):
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if value < 0.6 else "k")
         rows = [", ".join(map(str, row)) if isinstance(row, tuple) else row for row in table.index]
         ax.set_yticks(range(len(rows)), rows)
-        ax.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
+        ax.set_xticks(range(table.shape[1]), [f"{v:g}" if np.isreal(v) else v for v in table.columns])
         ax.set(title=title, xlabel=words(table.columns.name))
         ax.grid(False)
     figure.colorbar(picture, ax=axes, label="mean validation accuracy")

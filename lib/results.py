@@ -4,15 +4,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from optuna.distributions import CategoricalDistribution
 
 import helpers
 from lib import anova, claims, replay, studies, tables
-from lib.dataset import DATA_DIR
+from lib.dataset import DATA_DIR, ROOT
 from lib.plots import words
 from lib.recipes import load_table, newest
-from lib.sweepfile import load_sweep
+from lib.sweepfile import load_sweep, read_sweep
 
 TOPS = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
+SHOES = ("Sandal", "Sneaker", "Ankle boot")
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -51,17 +53,21 @@ def compare(study, seed, history):
     now = [epoch["val_accuracy"] for epoch in history]
     then = row.val_accuracy_history[: len(now)]
     same = row.machine == tables.machine()
-    how = "the same machine, to the last bit" if same else "another machine, within its rounding"
-    outcome = "agree" if tables.agree(then, now, same) else "DISAGREE"
-    return f"seed {seed}, trained again just now: {now[-1]:.4f}; stored: {then[-1]:.4f}; {outcome} ({how})"
+    agree = "the same to the last bit" if same else f"differ by {abs(now[-1] - then[-1]):.4f}, as two machines may"
+    outcome = agree if tables.agree(then, now, same) else "DISAGREE"
+    return f"seed {seed}, trained again just now: {now[-1]:.4f}; stored: {then[-1]:.4f}; {outcome}"
 
 
 # ------------------------------------------------------------------------------------------------ Question 2: the start
 
 
 def signal(weight_init, activation, images, labels, width=64, depth=10):
-    """Return what a new network makes of images: per layer the spread of a unit over them, and dJ/dW's size."""
-    network = helpers.Network([784] + [width] * depth + [10], activation, weight_init, np.random.default_rng(0))
+    """Return what a new network makes of images: per layer the spread of a unit over them, and dJ/dW's size.
+
+    In float64, since behind sigmoids the spread soon falls below the rounding of float32.
+    """
+    sizes = [784] + [width] * depth + [10]
+    network = helpers.Network(sizes, activation, weight_init, np.random.default_rng(0), np.float64)
     return health(network, images, labels)
 
 
@@ -162,6 +168,22 @@ def last(study, metric="val_accuracy"):
 # --------------------------------------------------------------------------------------------------------------- sweeps
 
 
+def spaces(folder=ROOT / "sweeps"):
+    """Return the table of the three spaces searched: the values of each parameter in the sweep files."""
+    columns = {}
+    for title, name in {"the course's (grid)": "grid", "random": "random", "Bayes": "bayes"}.items():
+        space = read_sweep(folder / f"{name}.yaml").space
+        columns[title] = {words(parameter): _values(distribution) for parameter, distribution in space.items()}
+    return pd.DataFrame(columns).rename_axis("parameter")
+
+
+def _values(distribution):
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(f"{value:g}" if np.isreal(value) else value for value in distribution.choices)
+    scale = ", logarithmic" if distribution.log else ""
+    return f"{distribution.low:g} to {distribution.high:g}{scale}"
+
+
 def sweep_summary(sweeps):
     """Return the table of both sweeps: runs by state, epochs, median and best accuracy, wall time."""
     columns = {}
@@ -194,8 +216,9 @@ def run_in_words(run):
 
 
 def run_that_passed(sweeps):
-    """Return the number, from 1, of the first Bayes run that is better than all random runs."""
-    return 1 + int(sweeps["bayes"].best_val_accuracy.gt(sweeps["random"].best_val_accuracy.max()).to_numpy().argmax())
+    """Return the number of the first Bayes run that is better than all random runs."""
+    better = sweeps["bayes"].best_val_accuracy > sweeps["random"].best_val_accuracy.max()
+    return sweeps["bayes"].number[better].min()
 
 
 # ------------------------------------------------------------------------------------------- Question 7: the best model
@@ -292,8 +315,14 @@ def silenced_gap(losses):
     return claims.paired(*_by_seed(of["silenced_cross_entropy"], of["mean_squared_error"]))
 
 
-def _by_seed(*tables):
-    both = pd.concat([table.set_index("seed").test_accuracy for table in tables], axis=1, join="inner")
+def validation_gap(selected, losses):
+    """Return the paired Difference of squared error from cross-entropy, in best validation accuracy."""
+    squared = losses[losses.loss == "mean_squared_error"]
+    return claims.paired(*_by_seed(squared, selected, metric="val_accuracy"))
+
+
+def _by_seed(*tables, metric="test_accuracy"):
+    both = pd.concat([table.set_index("seed")[metric] for table in tables], axis=1, join="inner")
     return both.iloc[:, 0], both.iloc[:, 1]
 
 
@@ -352,6 +381,12 @@ def trained(study, name):
 def ours_on_mnist(study):
     """Return the mean validation accuracy of our three configurations."""
     return study[study.name.isin(["A", "B", "C"])].groupby("name").val_accuracy.mean()
+
+
+def tested_gap(study, first, second):
+    """Return the Difference of two configurations' test accuracies over seeds (Welch)."""
+    by = study.groupby("name").test_accuracy
+    return claims.welch(by.get_group(first), by.get_group(second))
 
 
 def images_apart(study, images=6000):

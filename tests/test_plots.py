@@ -199,7 +199,7 @@ def test_created_has_minutes_across_and_the_best_so_far():
 
 
 def test_parallel_coordinates_end_at_the_accuracy_and_order_names_by_it():
-    (ax,) = plots.parallel_coordinates(sweep(), ["num_layers", "activation", "learning_rate"]).axes
+    ax, _ = plots.parallel_coordinates(sweep(), ["num_layers", "activation", "learning_rate"]).axes
     runs = [one for one in ax.lines if len(one.get_xdata()) > 2]
     ends = [one.get_ydata()[-1] for one in runs]
     assert ends == sorted(ends) and [red(one) for one in runs] == [False, False, True]  # worst first, best on top
@@ -215,7 +215,7 @@ def test_parallel_coordinates_end_at_the_accuracy_and_order_names_by_it():
 
 def test_a_run_without_an_accuracy_is_dotted_and_ends_below():
     table = sweep(best_val_accuracy=[np.nan, 0.9, 0.85], state=["not finite", "complete", "complete"])
-    (ax,) = plots.parallel_coordinates(table, ["num_layers", "activation"]).axes
+    ax, _ = plots.parallel_coordinates(table, ["num_layers", "activation"]).axes
     (dotted,) = [one for one in ax.lines if one.get_linestyle() == ":"]
     assert dotted.get_ydata()[-1] < 0 and "not finite" in texts(ax)
 

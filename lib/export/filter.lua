@@ -278,12 +278,10 @@ local for_typst = {
       if heading and (not contents or heading:find '^Question' and not contents.question) then
         contents = {at = #result + 1, question = heading:find '^Question'}
       end
-      if heading and heading:find '^Appendix' then  -- a float at the top of the page comes below it
-        result:extend {raw '#pagebreak(weak: true)\n#place(top, float: true, clearance: 1em, block(width: 100%)[', block, raw '])'}
-      else
-        if heading == 'References' then result:insert(raw '#place.flush()') end  -- no figure comes after them
-        result:insert(block)
+      if heading and (heading:find '^Appendix' or heading:find '^Question' or heading == 'References') then
+        result:insert(raw '#place.flush()')  -- figures do not cross it
       end
+      result:insert(block)
     end
     if contents then result:insert(contents.at, raw '#contents') end
     return pandoc.Pandoc(result, doc.meta)
