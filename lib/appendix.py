@@ -295,6 +295,11 @@ LISTED = {  # by others, as the data set's own list states them
 }
 
 
+def together(stored, name, y):
+    """Return the test accuracy of the mean probabilities of a final network's seeds, mirrored too, for labels y."""
+    return recipes.ensemble([f"{name}-{seed}" for seed in network(stored, name).index], y)
+
+
 def ladder(stored, y):
     """Return {name: (mean test accuracy, deviation or None, group)}: what was reached, step by step, and by others."""
     one, several = "this report, one network", "this report, averaged"
@@ -311,10 +316,9 @@ def ladder(stored, y):
     for name in ("taught", "convolutional"):
         table = networks[name]
         steps[name] = step(table.test_accuracy, one)
-        steps[f"{name}, with the mirrored image"] = step(table.test_accuracy_flips, several)
+        steps[f"{name}, mirrored too"] = step(table.test_accuracy_flips, several)
         if len(table) > 1:
-            mean = recipes.ensemble([f"{name}-{seed}" for seed in table.seed], y)
-            steps[f"{len(table)} {name} networks, with the mirrored image"] = mean, None, several
+            steps[f"{len(table)} {name} networks, mirrored too"] = together(stored, name, y), None, several
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 
