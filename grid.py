@@ -136,9 +136,7 @@ def export(storage=None, path=TABLE, name=SPACE.name):
     table = table.astype(dict.fromkeys(CURVES["train_loss"], np.float32))  # as computed
     ready_folder(Path(path).parent)
     kept = _points(load_grid(path)) if Path(path).exists() else set()
-    if lost := len(kept - _points(table)):
-        remedy = "the storage that has them, another --folder, or to move that file away"
-        raise InputError(f"{path} would lose {lost:,} trainings, which the storage does not have; allowed: {remedy}")
+    tables.refuse_loss(path, kept, _points(table), "trainings")
     tables.write_table(path, table)
     return load_grid(path)
 

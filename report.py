@@ -47,11 +47,11 @@ def parse(argv):
     parser.add_argument("--output-dir", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args(argv)
-    idle = {"--check": ["no_execute", "profile", "output_dir"], "--no-execute": ["profile"]}
-    for flag, others in idle.items():
-        for other in others if flag in argv else []:
-            if getattr(args, other):
-                raise InputError(f"--{other.replace('_', '-')} is given with {flag}; allowed: one of the two")
+    idle = {"no_execute": args.check, "output_dir": args.check, "profile": args.check or args.no_execute}
+    for flag, is_idle in idle.items():
+        if is_idle and getattr(args, flag):
+            other = "--check" if args.check else "--no-execute"
+            raise InputError(f"--{flag.replace('_', '-')} is given with {other}; allowed: one of the two")
     args.profile = args.profile or "full"
     return args
 

@@ -27,7 +27,7 @@ Exit status: 0 done, 1 not reproduced, 2 something given or a file cannot be use
 import argparse
 import os
 import sys
-from contextlib import chdir
+from contextlib import chdir, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from lib import tables
 from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, ready_folder, say
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
-from lib.storage import file_url
+from lib.storage import NoSweep, file_url
 from lib.sweepfile import choices, load_sweep, one_of, read_sweep, whole
 from lib.sweepfile import suggest as suggest  # for who looks for it here
 from lib.tracking import MODES, is_disabled, train_and_log, train_compiled
@@ -104,16 +104,11 @@ def _check_place(path, storage):
     if not path.exists():
         return
     kept = _finished(tables.read_table(path, tables.SWEEP, tables.check_trial, unique=["number"]))
-    try:
-        lost = kept if storage is None else kept - _finished(results(path.stem, storage))
-    except InputError as error:
-        if not str(error).startswith("there is no sweep"):
-            raise
-        lost = kept
-    if lost:
-        where = "a new sweep on W&B" if storage is None else "the storage"
-        remedy = "another --folder, or to move that file away"
-        raise InputError(f"{path} would lose {len(lost)} trials, which {where} does not have; allowed: {remedy}")
+    found = set()
+    if storage is not None:
+        with suppress(NoSweep):
+            found = _finished(results(path.stem, storage))
+    tables.refuse_loss(path, kept, found, storage="a new sweep on W&B" if storage is None else "the storage")
 
 
 def _finished(table):
@@ -153,7 +148,6 @@ def results(name, storage=None, folder=FOLDER):
 
 def _export(table, folder, name):
     """Write NAME.json, then NAME.csv: where there is a table, there is all of it."""
-    folder.mkdir(parents=True, exist_ok=True)
     tables.write_json(folder / f"{name}.json", table.attrs)
     tables.write_table(folder / f"{name}.csv", table)
 

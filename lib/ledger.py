@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from helpers import InputError
 from lib import rows
-from lib.storage import Database
+from lib.storage import Database, NoSweep
 from lib.sweepfile import check_sweep, suggest
 from lib.tables import COLUMNS, failure
 
@@ -133,7 +133,7 @@ class Ledger:
         if self.name not in known:
             if begin:
                 return None, None
-            raise InputError(f"there is no sweep {self.name!r} in {url!r}; allowed: {', '.join(known) or 'none yet'}")
+            raise NoSweep(f"there is no sweep {self.name!r} in {url!r}; allowed: {', '.join(known) or 'none yet'}")
         attributes = rows.STUDY_ATTRIBUTES.c
         this = (attributes.study_id == known[self.name]) & (attributes.key == "about")
         try:

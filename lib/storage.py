@@ -26,8 +26,12 @@ OPTIONS = {
 }
 
 
+class NoSweep(InputError):
+    """What was asked for is not in the storage."""
+
+
 def file_url(path):
-    """Return the URL of the SQLite database at `path`, whatever characters are in it. Raises InputError without any."""
+    """Return the URL of the SQLite database at `path`, whatever its name is; InputError if that is not UTF-8."""
     path = str(Path(path).absolute())
     if not _is_utf8(path):
         raise InputError(f"the database would be {path!r}; allowed: a folder whose name is UTF-8")
@@ -57,7 +61,7 @@ def read_url(storage):
             if "?" in str(storage):
                 raise ValueError(f"{storage!r} has a '?', which is written %3F in the name of a file")
     except (sqlalchemy.exc.ArgumentError, ValueError, AttributeError, ImportError) as error:
-        if isinstance(error, sqlalchemy.exc.ArgumentError) and "@" not in str(storage):  # which a password comes before
+        if isinstance(error, sqlalchemy.exc.ArgumentError) and "@" not in str(storage):  # else it may hold a password
             error = f"{storage!r} is not the URL of a database"
         raise InputError(f"--storage cannot be used: {error}; allowed: {ALLOWED}") from None
     return url
@@ -81,7 +85,7 @@ class Database:
         text = address.render_as_string(hide_password=False)
         new = self._is_new()
         if new and not begin:
-            raise InputError(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet")
+            raise NoSweep(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet")
         with self._making() if new else nullcontext():
             checks = {"skip_compatibility_check": True, "skip_table_creation": not (new and self._is_new())}
             self.optuna = optuna.storages.RDBStorage(text, dict(OPTIONS[self.kind]), **checks)

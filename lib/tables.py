@@ -301,6 +301,13 @@ def write_table(path, table):
     store(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
+def refuse_loss(path, kept, found, what="trials", storage="the storage"):
+    """Raise InputError if the table at `path`, of the set `kept`, would lose some of it: `storage` has only `found`."""
+    if lost := len(kept - found):
+        remedy = "another --folder, or to move that file away"
+        raise InputError(f"{path} would lose {lost:,} {what}, which {storage} does not have; allowed: {remedy}")
+
+
 def read_table(path, columns, check=None, unique=()):
     """Read a stored table as a DataFrame; all of it is checked before anything is returned.
 
