@@ -1,9 +1,10 @@
 """Layers beyond helpers.Network: convolution, pooling, batch normalisation, dropout, residual blocks, in NumPy.
 
 A layer has forward(x, mode), mode one of "train", "calibrate", "test", and backward(delta), which takes dJ/d(output),
-fills the gradients of the layer's parameters and returns dJ/dx; ReLU and Dropout work in place. Images are (batch,
-height, width, channels): a row of a patch lies together in memory, and a convolution is the product of two matrices,
-(pixels, 9 n_in) and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network wherever one is taken.
+fills the gradients of the layer's parameters and returns dJ/dx; ReLU and Dropout work in place. A layer belongs to one
+place in one network, as it keeps what its backward needs. Images are (batch, height, width, channels): a row of a patch
+lies together in memory, and a convolution is the product of two matrices, (pixels, 9 n_in) and (9 n_in, n_out).
+`Stack`, a network of layers, is a helpers.Network wherever one is taken.
 """
 
 import json
@@ -13,10 +14,11 @@ from functools import partial, reduce
 import numpy as np
 
 from helpers import WEIGHT_INITS, InputError, Network, choice, number
-from lib.families import fill_weights, floating
+from lib.families import fill_weights, floating, generator
 from lib.files import NETWORKS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
+MODES = ("train", "calibrate", "test")
 
 
 class Layer:
@@ -62,6 +64,13 @@ class Layer:
 def _check_sizes(**sizes):
     for name, size in sizes.items():
         number(name, size, int, "[1, inf)")
+
+
+def _check_images(x, layer, side):
+    """Raise InputError unless x is (batch, height, width, channels) and the images' sides are so long, at least."""
+    if x.ndim != 4 or min(x.shape[1:3]) < side:
+        allowed = f"(height, width, channels), of {side} x {side} pixels or more"
+        raise InputError(f"a {layer} is given {x.shape[1:]}; allowed: {allowed}")
 
 
 def channel_sums(x, y=None):
@@ -114,6 +123,7 @@ class Convolution(Dense):
         self.draw = WEIGHT_INITS["He"]
 
     def forward(self, x, mode):
+        _check_images(x, "Convolution", 3 - 2 * self.pad)
         self.x = self._padded("x", x, self.pad)
         return self._convolve("z", self.x, self.W[0])
 
@@ -163,9 +173,10 @@ class MaxPool(Layer):
         return [x[:, i : h : self.size, j : w : self.size] for i in range(self.size) for j in range(self.size)]
 
     def forward(self, x, mode):
+        _check_images(x, "MaxPool", self.size)
         self.x = x
         self.out = reduce(np.maximum, self._corners(x))
-        return self.out
+        return self.out.copy()  # as what comes next may work in place
 
     def backward(self, delta):
         dx = self.kept("dx", self.x.shape, delta.dtype, np.zeros)  # what is left out stays zero
@@ -192,6 +203,8 @@ class BatchNorm(Layer):
         self.state[1].fill(1)  # var
 
     def forward(self, x, mode):
+        if x.shape[-1] != len(self.v[0]):
+            raise InputError(f"a BatchNorm is given {x.shape[1:]}; allowed: {len(self.v[0])} channels, the last number")
         rows = x.size // x.shape[-1]
         mean, var = self.state
         if mode != "test":
@@ -261,17 +274,20 @@ class Dropout(ReLU):
 
 
 class Residual(Layer):
-    """y = x + f(x), f some layers, the first of which does not work in place (He et al., 2016)."""
+    """y = x + f(x), f some layers, the first of which does not work in place, as x is needed (He et al., 2016)."""
 
     def __init__(self, *layers):
-        if not layers:
-            raise InputError("a residual block is given no layers; allowed: one or more")
+        if not layers or isinstance(layers[0], ReLU):
+            given = f"begins with {type(layers[0]).__name__}" if layers else "has no layers"
+            raise InputError(f"a Residual {given}; allowed: one or more, the first not ReLU or Dropout")
         self.layers = layers
 
     def forward(self, x, mode):
         y = x
         for layer in self.layers:
             y = layer.forward(y, mode)
+        if y.shape != x.shape:
+            raise InputError(f"a Residual makes {y.shape[1:]} of {x.shape[1:]}; allowed: the same shape")
         y += x
         return y
 
@@ -287,16 +303,16 @@ class Stack(Network):
     """A network of layers for inputs x of one shape, (784,) or (28, 28, 1): the last output is the logits.
 
     As in Network, uint8 images are scaled to [0, 1], and all parameters are views into `theta`: W of all layers, then
-    v, and after these n_parameters the layers' state. Raises InputError if a layer does not fit the one before.
+    v, and after these n_parameters the layers' state. Raises InputError if a layer does not fit the one before, is
+    given twice or belongs to another network, or if the last output is not (batch, n_out).
     """
 
     def __init__(self, layers, shape, rng=None, dtype=np.float32):
-        if not layers:
-            raise InputError("layers is empty; allowed: one or more")
-        self.layers = layers
-        self.shape = shape
+        self.layers = list(layers)
+        self.shape = tuple(number("a side in shape", side, int, "[1, inf)") for side in shape)
         self.mode = "test"
-        self.every = _every(layers)
+        self.every = _every(self.layers)
+        _check_layers(self.every)
         matrices, vectors, remembered = _shapes(self.every)
         self.shapes = matrices + vectors + remembered
         self.n_weights = sum(map(math.prod, matrices))
@@ -304,11 +320,13 @@ class Stack(Network):
         self.theta = np.zeros(self.n_parameters + sum(map(math.prod, remembered)), floating(dtype))
         self.gradient = np.zeros_like(self.theta)
         self._scratch = np.empty(self.n_weights, self.theta.dtype)
+        rng = generator(rng)
         self._share_out()
         for layer in self.every:
-            layer.begin(rng or np.random.default_rng())
-        layers[0].first = True
-        self.sizes = [math.prod(shape), self._n_out()]
+            layer.begin(rng)
+        self.layers[0].first = True
+        self.sizes = [math.prod(self.shape)]
+        self.sizes.append(self._n_out())
 
     def _share_out(self):
         """Give each layer its views into theta and gradient."""
@@ -324,9 +342,12 @@ class Stack(Network):
 
     def _n_out(self):
         try:
-            return self.forward(np.zeros((1, *self.shape), self.theta.dtype)).shape[-1]
+            z = self.forward(np.zeros((1, *self.shape), self.theta.dtype))
         except ValueError as error:
             raise InputError(f"the layers do not fit inputs of shape {self.shape}, or one another: {error}") from None
+        if z.ndim != 2:
+            raise InputError(f"the last layer makes {z.shape[1:]} of an input; allowed: (n_out,), as Dense does")
+        return z.shape[1]
 
     def __reduce__(self):
         return _restore, (self.layers, self.shape, self.theta)
@@ -337,18 +358,21 @@ class Stack(Network):
 
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
+        x = np.asarray(x)
+        choice("mode", self.mode, MODES)
         if x.dtype != np.uint8 and not (x.dtype == self.theta.dtype and np.isfinite(x).all()):
             own = self.theta.dtype
             raise InputError(f"x is {x.dtype}; allowed: uint8, or finite numbers of the network's own {own}")
-        if not x.ndim or math.prod(x.shape[1:]) != math.prod(self.shape):
-            raise InputError(f"x is {x.shape}; allowed: (any number, {math.prod(self.shape)})")
+        flat = (self.sizes[0],)
+        if x.shape[1:] not in (flat, self.shape):
+            raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}) or {('n', *self.shape)}".replace("'", ""))
         if self.mode == "test" and len(x) > 100:
             return np.concatenate([self.forward(x[i : i + 100]) for i in range(0, len(x), 100)])
         a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype)
         a = a.reshape(len(x), *self.shape)
         for layer in self.layers:
             a = layer.forward(a, self.mode)
-        return a
+        return a.copy()  # as a layer may keep its output, and the logits are the caller's
 
     def backward(self, delta):
         """Fill `gradient` from dJ/d(logits), for the x of the last `forward`."""
@@ -365,17 +389,33 @@ class Stack(Network):
 
     def calibrate(self, x):
         """Set the state of batch norm to the means over the inputs x, 100 at a time, under the present weights."""
+        if len(x) == 0:
+            raise InputError("x has no inputs; allowed: one or more")
         for layer in self.every:
             layer.batches = 0
         self.mode = "calibrate"
-        for i in range(0, len(x), 100):
-            self.forward(x[i : i + 100])
-        self.mode = "test"
+        try:
+            for i in range(0, len(x), 100):
+                self.forward(x[i : i + 100])
+        finally:
+            self.mode = "test"
 
 
 def _every(layers):
     """List all layers, with those inside others in place of these."""
     return [one for layer in layers for one in (_every(layer.layers) if hasattr(layer, "layers") else [layer])]
+
+
+def _check_layers(layers):
+    """Raise InputError unless there are layers, each of them once, and none of another network."""
+    if not layers:
+        raise InputError("layers is empty; allowed: one or more")
+    for k, layer in enumerate(layers):
+        name = type(layer).__name__
+        if not isinstance(layer, Layer):
+            raise InputError(f"layers holds a {name}; allowed: {', '.join(LAYERS)}")
+        if hasattr(layer, "W") or any(layer is other for other in layers[:k]):
+            raise InputError(f"a {name} is given twice, or belongs to another network; allowed: a new one")
 
 
 def _shapes(layers):

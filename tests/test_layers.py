@@ -20,6 +20,8 @@ STACKS = {  # odd shapes throughout
     "pooling": ((7, 5, 2), lambda: [Convolution(2, 3), MaxPool(2), Convolution(3, 2), ReLU(), Dense(3 * 2 * 2, 3)]),
     "large pooling": ((7, 6, 2), lambda: [Convolution(2, 3), MaxPool(3), ReLU(), Dense(2 * 2 * 3, 3)]),
     "residual": ((3, 4, 2), lambda: [Convolution(2, 3), Residual(Convolution(3, 3), BatchNorm(3), ReLU()), Dense(36, 3)]),
+    "dropout of what is pooled": ((5, 4, 2), lambda: [Convolution(2, 3), MaxPool(2), Dropout(0.4), Dense(12, 3)]),
+    "pooling within": ((2, 2, 2), lambda: [Residual(Convolution(2, 2, pad=2), MaxPool(2)), Dense(8, 3)]),
     "nested": ((3, 4, 2), lambda: [Residual(Convolution(2, 2), Residual(Convolution(2, 2))), Dense(24, 3)]),
     "all": ((8, 9, 1), lambda: [
         Convolution(1, 2, pad=0), BatchNorm(2), ReLU(), Convolution(2, 4), MaxPool(2), BatchNorm(4), ReLU(),
@@ -86,7 +88,7 @@ def test_the_gradient_check_of_helpers_takes_a_stack_and_sees_what_is_wrong(monk
 def test_convolution_is_its_sum_written_as_loops(pad):
     rng = np.random.default_rng(1)
     layer = Convolution(2, 3, pad)
-    Stack([layer], (5, 4, 2), rng, np.float64)
+    Stack([layer, Dense((3 + 2 * pad) * (2 + 2 * pad) * 3, 1)], (5, 4, 2), rng, np.float64)
     x, W = rng.normal(size=(2, 5, 4, 2)), layer.W[0].reshape(3, 3, 2, 3)
     z = layer.forward(x, "test")
     assert z.shape == (2, 3 + 2 * pad, 2 + 2 * pad, 3)
@@ -103,7 +105,7 @@ def test_convolution_is_its_sum_written_as_loops(pad):
 def test_many_images_are_convolved_in_parts_to_the_same_result(monkeypatch):
     rng = np.random.default_rng(2)
     layer = Convolution(8, 5)
-    Stack([layer], (20, 20, 8), rng, np.float64)
+    Stack([layer, Dense(20 * 20 * 5, 1)], (20, 20, 8), rng, np.float64)
     layer.first = False
     x, delta = rng.normal(size=(23, 20, 20, 8)), rng.normal(size=(23, 20, 20, 5))  # 9 images are a part
     assert len(list(layer._patches(layer._padded("x", x, 1)))) == 3
@@ -165,12 +167,77 @@ def test_dropout_drops_its_share_keeps_the_mean_and_does_nothing_outside_trainin
         (BatchNorm, (0,), "n is 0"),
         (Dropout, (1.0,), "p is 1.0"),
         (Dropout, (float("nan"),), "p is nan"),
-        (Residual, (), "a residual block is given no layers"),
+        (Residual, (), "a Residual has no layers"),
+        (Residual, (ReLU(), Dense(3, 3)), "a Residual begins with ReLU"),
+        (Residual, (Dropout(0.5), Dense(3, 3)), "a Residual begins with Dropout"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused(layer, arguments, words):
     with pytest.raises(InputError, match=f"{words}.*; allowed: "):
         layer(*arguments)
+
+
+def test_a_layer_has_one_place_in_one_network():
+    """It keeps what its backward needs: used twice, the first gradient would be that of the second."""
+    relu, first = ReLU(), Dense(4, 4)
+    for layers in ([first, relu, Dense(4, 4), relu, Dense(4, 2)], [first, ReLU(), Residual(first), Dense(4, 2)]):
+        with pytest.raises(
+            InputError, match="^a (ReLU|Dense) is given twice, or belongs to another network; allowed: "
+        ):
+            Stack(layers, (4,))
+    network = Stack([first, Dense(4, 2)], (4,), np.random.default_rng(0))
+    kept = network.theta.copy()
+    with pytest.raises(InputError, match="^a Dense is given twice, or belongs to another network; allowed: a new one$"):
+        Stack([first, Dense(4, 3)], (4,))
+    np.testing.assert_array_equal(first.W[0], kept[:16].reshape(4, 4))
+    with pytest.raises(InputError, match="^layers holds a function; allowed: Dense, "):
+        Stack([lambda x: x, Dense(4, 2)], (4,))
+
+
+@pytest.mark.parametrize("layers, shape, words", [
+    ([Dense(5, 4), BatchNorm(1), Dense(4, 3)], (5,), "a BatchNorm is given (4,); allowed: 1 channels"),
+    ([Residual(Dense(5, 1)), Dense(5, 3)], (5,), "a Residual makes (1,) of (5,); allowed: the same shape"),
+    ([Residual(Convolution(2, 2, pad=0)), Dense(2, 3)], (3, 3, 2), "a Residual makes (1, 1, 2) of (3, 3, 2)"),
+    ([Convolution(1, 2, pad=0), Dense(2, 3)], (2, 5, 1), "a Convolution is given (2, 5, 1); allowed: (height, width"),
+    ([Convolution(5, 2), Dense(2, 3)], (5,), "a Convolution is given (5,); allowed: (height, width, channels)"),
+    ([MaxPool(3), Dense(1, 3)], (2, 3, 1), "a MaxPool is given (2, 3, 1); allowed: (height, width, channels), of 3 x 3"),
+    ([MaxPool(2), Dense(1, 3)], (4,), "a MaxPool is given (4,)"),
+    ([Convolution(1, 3)], (4, 4, 1), "the last layer makes (4, 4, 3) of an input; allowed: (n_out,), as Dense does"),
+    ([Dense(4, 3)], (4.0,), "a side in shape is 4.0; allowed: a whole number"),
+    ([Dense(4, 3)], (-4,), "a side in shape is -4; allowed: a whole number"),
+])  # fmt: skip
+def test_layers_whose_shapes_would_be_cut_or_repeated_are_refused(layers, shape, words):
+    with pytest.raises(InputError) as caught:
+        Stack(layers, shape)
+    assert words in str(caught.value)
+
+
+def test_a_seed_is_taken_as_by_every_network():
+    one, same, other = (Stack([Dense(4, 3)], (4,), rng).theta for rng in (0, np.random.default_rng(0), 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    with pytest.raises(InputError, match="^rng is -1; allowed: "):
+        Stack([Dense(4, 3)], (4,), -1)
+
+
+def test_logits_are_the_callers_whatever_the_last_layer_is():
+    network = Stack([Dense(4, 3), BatchNorm(3)], (4,), 0, np.float64)
+    first = network.forward(np.ones((2, 4)))
+    kept = first.copy()
+    network.forward(np.zeros((2, 4)))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_calibration_that_fails_leaves_the_mode_and_one_of_nothing_is_refused():
+    network = Stack([Dense(4, 3), BatchNorm(3)], (4,), 0, np.float64)
+    with pytest.raises(InputError, match="x is float64; allowed: "):
+        network.calibrate(np.full((2, 4), np.nan))
+    assert network.mode == "test"
+    with pytest.raises(InputError, match="^x has no inputs; allowed: one or more$"):
+        network.calibrate(np.ones((0, 4)))
+    network.mode = "training"
+    with pytest.raises(InputError, match="^mode is 'training'; allowed: train, calibrate, test$"):
+        network.forward(np.ones((2, 4)))
 
 
 def test_a_stack_is_a_network_whose_parameters_are_views(small):
@@ -317,7 +384,8 @@ def test_the_best_epoch_that_is_kept_has_its_own_statistics(small):
 
 @pytest.mark.parametrize("x", [
     np.zeros((3, 783), np.uint8), np.zeros((3, 1), np.uint8), np.zeros(784, np.uint8), np.uint8(3),
-    np.zeros((3, 784), np.float64), np.zeros((3, 784), np.int64), np.zeros((3, 784), bool),
+    np.zeros((3, 784), np.float64), np.zeros((3, 784), np.int64), np.zeros((3, 784), bool), [[0.0] * 784], "images",
+    np.zeros((3, 1, 28, 28), np.uint8), np.zeros((3, 28, 28), np.uint8), np.zeros((3, 2, 392), np.uint8),
 ])  # fmt: skip
 def test_images_of_the_wrong_shape_or_type_are_refused(x):
     with pytest.raises(InputError, match="x is .*; allowed: "):
