@@ -14,6 +14,7 @@ from helpers import (
     BLAS,
     Config,
     InputError,
+    check_labels,
     choice,
     cross_entropy,
     evaluate,
@@ -34,7 +35,7 @@ CACHE = DATA_DIR / "cache"  # of what teachers have answered
 class Recipe:
     """Define one training: its network and every measure taken. A measure that is not named is not taken.
 
-    Raises InputError if a value is not allowed.
+    Raises InputError if a value is not allowed, or would do nothing beside the others.
     """
 
     dataset: str = "fashion_mnist"
@@ -66,18 +67,38 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.widths, tuple | list):
+            raise InputError(f"widths is {self.widths!r}; allowed: a sequence of widths")
+        values = {"widths": tuple(number("a width", width, int, "[1, 10000]") for width in self.widths)}
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name in ALLOWED and f.type is str:
-                object.__setattr__(self, f.name, choice(f.name, value, ALLOWED[f.name]))
+                values[f.name] = choice(f.name, value, ALLOWED[f.name])
             elif f.name in ALLOWED and not (value is None and f.default is None):
-                number(f.name, value, int if f.type is int else float, ALLOWED[f.name])
-        for width in self.widths:
-            number("a width", width, int, "[1, 10000]")
+                values[f.name] = number(f.name, value, int if f.type is int else float, ALLOWED[f.name])
+            elif f.type in (bool, str) and not isinstance(value, f.type):
+                raise InputError(f"{f.name} is {value!r}; allowed: {'True, False' if f.type is bool else 'a name'}")
+        for name, value in values.items():  # as Python's own numbers, which JSON takes
+            object.__setattr__(self, name, value)
         if self.network == "convolutional" and not 1 <= len(self.widths) <= 4:
             raise InputError(f"widths is {self.widths}; allowed for a convolutional network: 1 to 4 of them")
         if bool(self.teacher) != bool(self.copies):
             raise InputError(f"teacher is {self.teacher!r}, copies is {self.copies}; allowed: both, or neither")
+        self._refuse_idle()
+
+    def _refuse_idle(self):
+        """Raise InputError for a measure that would do nothing."""
+        dense = self.network == "dense", "a dense network"
+        works = {  # whether it does, and with what
+            "temperature": (self.teacher, "a teacher"),
+            "label_smoothing": (not self.teacher, "no teacher"),
+            "alternate": (self.flip and not self.teacher, "flip, and no teacher"),
+            "dropout": dense,
+            "bottleneck": dense,
+        }
+        for name, (here, where) in works.items():
+            if getattr(self, name) != getattr(Recipe, name) and not here:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed: only with {where}")
 
 
 def dense(recipe):
@@ -211,8 +232,9 @@ def opinion(name, x):
     As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
     """
     kept = CACHE / f"{name}-{_checksum(name):08x}-{crc32(x):08x}.npz"
+    p = np.empty((len(x), 10), np.float32)
     try:
-        p = read_npz(kept, "a teacher's answers", {"p"})["p"]
+        fill(kept, "p", p, read_npz(kept, "a teacher's answers", {"p"})["p"])
     except InputError:  # none yet, or damaged
         p = load_network(FOLDER / f"{name}.npz").predict(x)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -250,8 +272,10 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
 
     A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
     checkpoint: a file written after each epoch; if it exists, training resumes from there, to the same bits.
-    Raises InputError for a checkpoint of another training, FloatingPointError if the loss is not finite.
+    Raises InputError for images that are not uint8 (n, 784), labels that are not theirs, and a checkpoint of another
+    training, FloatingPointError if the loss is not finite.
     """
+    _check_data(data)
     network = build(recipe)
     if recipe.shuffled:
         data = shuffle(data)
@@ -281,6 +305,15 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
                 on_epoch(row)
     _settle(recipe, data, network, average)
     return network, history
+
+
+def _check_data(data):
+    """Raise InputError unless the images of training and validation are uint8 (n, 784) and have labels from 0 to 9."""
+    for part in ("train", "val"):
+        x = getattr(data, f"x_{part}")
+        if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 784:
+            raise InputError(f"x_{part} is {x.dtype} {x.shape}; allowed: uint8 (n, 784)")
+        check_labels(f"y_{part}", getattr(data, f"y_{part}"), len(x), 10)
 
 
 def _fingerprint(recipe, data, network):
@@ -445,7 +478,11 @@ def mirrored(x):
 
 def probabilities(name, folder=FOLDER):
     """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
-    return read_npz(folder / f"{name}-test.npz", "what towards95.py has written", {"p"})["p"].astype(np.float32)
+    path = folder / f"{name}-test.npz"
+    p = read_npz(path, "what towards95.py has written", {"p"})["p"]
+    if p.ndim != 3 or p.shape[0] not in (1, 2) or p.shape[2] != 10 or not np.isfinite(p).all():
+        raise InputError(f"{path}: p is {p.dtype} {p.shape}; allowed: finite numbers (1 or 2, images, 10)")
+    return p.astype(np.float32)
 
 
 def accuracy(p, y):

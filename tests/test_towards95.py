@@ -163,6 +163,8 @@ def test_a_lesson_is_what_the_teacher_makes_of_the_images_that_the_student_sees(
     (file,) = teacher.iterdir()
     write_npz(file, p=p / 2)
     np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p / 2)  # kept
+    write_npz(file, p=p[:1])
+    np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p)  # not theirs: asked again
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -501,7 +503,7 @@ def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypa
 
 
 def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
-    monkeypatch.setitem(FINAL, "mnist-convolutional", replace(CONVOLUTIONAL, epochs=2, dataset="mnist", flip=False))
+    monkeypatch.setitem(FINAL, "mnist-convolutional", replace(towards95.for_digits(CONVOLUTIONAL), epochs=2))
     with locked(tmp_path / "final.csv"), pytest.raises(InputError, match="final.csv is in use"):
         towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
     row = towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
@@ -576,11 +578,53 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
         ({"network": "convolutional", "widths": (8,) * 5}, "widths is .*1 to 4"),
         ({"teacher": "convolutional-0"}, "teacher is 'convolutional-0', copies is 0; allowed: both, or neither"),
         ({"copies": 3}, "copies is 3; allowed: both, or neither"),
+        ({"teacher": None}, "teacher is None; allowed: a name"),
+        ({"flip": "no"}, "flip is 'no'; allowed: True, False"),
+        ({"batch_norm": 1}, "batch_norm is 1; allowed: True, False"),
+        ({"widths": 256}, "widths is 256; allowed: a sequence of widths"),
+        ({"widths": "256"}, "widths is '256'; allowed: a sequence of widths"),
+        ({"alternate": True}, "alternate is True; allowed: only with flip, and no teacher"),
+        ({"temperature": 2.0}, "temperature is 2.0; allowed: only with a teacher"),
+        (
+            {"teacher": "a-0", "copies": 1, "label_smoothing": 0.1},
+            "label_smoothing is 0.1; allowed: only with no teacher",
+        ),
+        (
+            {"teacher": "a-0", "copies": 1, "flip": True, "alternate": True},
+            "alternate is True; allowed: only with flip, ",
+        ),
+        ({"network": "convolutional", "dropout": 0.1}, "dropout is 0.1; allowed: only with a dense network"),
+        ({"network": "convolutional", "bottleneck": 8}, "bottleneck is 8; allowed: only with a dense network"),
     ],
 )
 def test_a_recipe_with_a_value_that_cannot_be_is_refused(changes, words):
     with pytest.raises(InputError, match=words):
         Recipe(**changes)
+
+
+def test_a_recipe_of_numpys_numbers_is_that_of_pythons():
+    numbers = Recipe(widths=[np.int64(12), 9], epochs=np.int32(3), learning_rate=np.float64(0.01), mix=0)
+    assert numbers == Recipe(widths=(12, 9), epochs=3, learning_rate=0.01)
+    assert json.dumps(dataclasses.asdict(numbers)) == json.dumps(dataclasses.asdict(replace(numbers, mix=0.0)))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"x_train": lambda x: x / 255}, r"x_train is float64 \(300, 784\); allowed: uint8 \(n, 784\)"),
+    ({"x_val": lambda x: x.reshape(-1, 28, 28)}, "x_val is uint8 .*, 28, 28"),
+    ({"y_train": lambda y: y + 1}, "y_train has labels from 1 to 10; allowed: 0 to 9"),
+    ({"y_val": lambda y: y[1:]}, "y_val is "),
+])  # fmt: skip
+def test_a_training_on_other_images_or_labels_is_refused(change, words, small):
+    other = {name: f(getattr(small, name)) for name, f in change.items()}
+    with pytest.raises(InputError, match=words):
+        train(SMALL, dataclasses.replace(small, **other))
+
+
+def test_stored_probabilities_of_other_images_are_refused(tmp_path):
+    for p in (np.zeros((2, 10000, 9), np.float16), np.full((2, 10000, 10), np.nan, np.float16)):
+        write_npz(tmp_path / "dense-0-test.npz", p=p)
+        with pytest.raises(InputError, match="dense-0-test.npz: p is float16 .*; allowed: finite"):
+            recipes.probabilities("dense-0", tmp_path)
 
 
 @pytest.mark.parametrize(
