@@ -341,7 +341,7 @@ def momentum(theta, config):
 
 
 def nag(theta, config):
-    """u <- m u + g;  theta <- theta - eta (g + mu u), theta the point looked ahead to   (Nesterov, 1983)."""
+    """u <- mu u + g;  theta <- theta - eta (g + mu u), theta the point looked ahead to   (Nesterov, 1983)."""
     u, s = np.zeros((2, len(theta)), theta.dtype)
 
     def step(g, t, eta, loss):

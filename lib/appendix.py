@@ -108,16 +108,10 @@ def found(grid, replays, search, within):
     return (left_after(grid, replays)[search, False] <= within).mean()
 
 
-def runs_needed(grid, replays, search="tpe"):
-    """Return the median number of runs that a search needs to come near the best."""
-    _, needed = searches(grid, replays, [SPENT])
-    return needed.loc[(search, False, "median"), "runs"]
-
-
-def epochs_needed(grid, replays, hyperband):
-    """Return the median number of epochs that TPE needs to come near the best."""
-    _, needed = searches(grid, replays, [SPENT])
-    return needed.loc[("tpe", hyperband, "median"), "epochs"]
+def needed(grid, replays, what, hyperband=False):
+    """Return the median number of what TPE needs, "runs" or "epochs", to come near the best."""
+    _, found = searches(grid, replays, [SPENT])
+    return found.loc[("tpe", hyperband, "median"), what]
 
 
 def runs_by_chance(grid):

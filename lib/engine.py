@@ -301,7 +301,7 @@ def sgd(theta, g, first, second, c, t):
 
 @compiled(STEP)
 def momentum(theta, g, u, second, c, t):
-    """u <- m u + g;  theta <- theta - eta u."""
+    """u <- mu u + g;  theta <- theta - eta u."""
     eta, m = float32(c.learning_rate), float32(c.momentum)
     for i in range(theta.size):
         u[i] = m * u[i] + g[i]
@@ -310,7 +310,7 @@ def momentum(theta, g, u, second, c, t):
 
 @compiled(STEP)
 def nag(theta, g, u, second, c, t):
-    """u <- m u + g;  theta <- theta - eta (g + m u)."""
+    """u <- mu u + g;  theta <- theta - eta (g + mu u)."""
     eta, m = float32(c.learning_rate), float32(c.momentum)
     for i in range(theta.size):
         u[i] = m * u[i] + g[i]

@@ -228,9 +228,9 @@ def test_the_stored_network_is_that_of_seed_0(stored, fashion):
 def test_the_searches_of_appendix_a(stored):
     shares = {search: appendix.found(stored.grid, stored.replays, search, 0) for search in ("tpe", "random")}
     assert shares["random"] < shares["tpe"] < 0.5  # Bayes does not find the best within 50 runs
-    assert appendix.runs_needed(stored.grid, stored.replays) < appendix.runs_by_chance(stored.grid) / 5
+    assert appendix.needed(stored.grid, stored.replays, "runs") < appendix.runs_by_chance(stored.grid) / 5
     regret, needed = appendix.searches(stored.grid, stored.replays, [appendix.SPENT])
-    epochs = [appendix.epochs_needed(stored.grid, stored.replays, hyperband) for hyperband in (True, False)]
+    epochs = [appendix.needed(stored.grid, stored.replays, "epochs", hyperband) for hyperband in (True, False)]
     assert epochs == [needed.loc[("tpe", hyperband, "median"), "epochs"] for hyperband in (True, False)]
     assert epochs[0] < 0.6 * epochs[1]  # nearly half
     table = appendix.search_table(stored.grid, stored.replays)
