@@ -253,8 +253,8 @@ def _checksum(name):
 def shuffle(data):
     """Put the pixels of all images in another order, the same for all."""
     order = np.random.default_rng(0).permutation(784)
-    images = {name: getattr(data, name).take(order, axis=1) for name in ("x_train", "x_val", "x_test")}
-    return replace(data, **images)
+    images = {name: getattr(data, name) for name in ("x_train", "x_val", "x_test")}
+    return replace(data, **{name: x.take(order, axis=1) for name, x in images.items() if x is not None})
 
 
 def rate(recipe, progress):

@@ -197,8 +197,11 @@ def train_and_log(
     backend: as in helpers.train; any but numpy is named in `machine`, which the result then has, too.
     mode: one of MODES. project, entity, group, name, run_id: of the W&B run; its name is config.run_name unless given.
     If the loss was not finite, metrics are None, `stopped` says why, and the network is neither tested nor saved.
-    Raises Unsaved, which holds the result, if `save` cannot be written, or if weights are not finite.
+    Raises InputError, before it trains, if there is nothing to test; Unsaved, which holds the result, if `save` cannot
+    be written, or if weights are not finite.
     """
+    if test and getattr(data, "x_test", None) is None:
+        raise InputError("data has no x_test; allowed: a Dataset that has, or test=False")
     about = {"project": project, "entity": entity, "group": group, "name": name or config.run_name, "id": run_id}
     log = Log(mode, config=plain(config), **about)
     status = 1

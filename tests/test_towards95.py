@@ -117,6 +117,7 @@ def test_shuffled_pixels_are_the_same_in_another_order_for_all_images(small):
         np.testing.assert_array_equal(getattr(data, name), getattr(small, name)[:, order])
     np.testing.assert_array_equal(recipes.shuffle(small).x_val, data.x_val)  # the same order every time
     assert data.y_val is small.y_val
+    assert recipes.shuffle(dataclasses.replace(small, x_test=None, y_test=None)).x_test is None
     recipe = replace(SMALL, epochs=1)
     there, here = (train(replace(recipe, shuffled=shuffled), small)[1][0] for shuffled in (True, False))
     assert there["train_loss"] != here["train_loss"]

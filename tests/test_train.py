@@ -521,6 +521,8 @@ def test_the_test_set_stays_closed_unless_asked(monkeypatch):
     closed = lib.dataset.Dataset(data.name, NAMES, data.x_train, data.y_train, data.x_val, data.y_val, None, None)
     result = lib.tracking.train_and_log(helpers.Config(epochs=1), closed, test=False)
     assert result["test_accuracy"] is None and result["val_accuracy"] > 0
+    with pytest.raises(helpers.InputError, match="^data has no x_test; allowed: a Dataset that has, or test=False$"):
+        lib.tracking.train_and_log(None, closed)  # before it trains
     predicted = []
     monkeypatch.setattr(helpers.Network, "predict", lambda self, x: predicted.append(len(x)) or np.eye(10)[data.y_test])
     assert lib.tracking.train_and_log(helpers.Config(epochs=3), data)["test_accuracy"] == 1
