@@ -93,7 +93,7 @@ def adopt(ledger, table):
         for number in range(len(ledger.trials()), max(rows, default=-1) + 1):
             params = suggest(ledger.sweep, range(number), ledger.seed)
             new = {"params": params, "distributions": ledger.sweep.space, "state": TrialState.RUNNING}
-            attributes = {"owner": {"node": None, "seen": 0}, "attempts": 0}  # somebody dead: it is trained anew
+            attributes = {"owner": {"node": None}, "attempts": 0}  # somebody dead: it is trained anew
             if number in rows:
                 if any(rows[number][name] != params[name] for name in PARAMETERS):
                     raise InputError(f"row {number} of the table is not that of {ledger.sweep.name}; allowed: its own")
@@ -199,14 +199,15 @@ def seeds(table, count=20, seeds=range(5), path=SEEDS):
     """
     wanted = _with_seeds(table, count, seeds)
     ready_folder(Path(path).parent)
-    rows = _read_seeds(path).to_dict("records")
-    missing = sorted(wanted.keys() - {(row["number"], row["seed"]) for row in rows})
+    stored = _read_seeds(path)
+    missing = sorted(wanted.keys() - set(zip(stored.number, stored.seed)))
     for key, training in zip(missing, train_all([wanted[key] for key in missing])):
+        if "not finite" in training.stopped:
+            raise InputError(f"training {key[0]} with seed {key[1]} cannot be tested: {training.stopped}")
         data = load_dataset(wanted[key].dataset)
         _, test_accuracy = evaluate(training.network, data.x_test, data.y_test)
         row = [*key, training.history[-1]["val_accuracy"], test_accuracy, tables.machine()]
-        rows.append(dict(zip(SEEDED, row)))
-        tables.write_table(path, pd.DataFrame(rows))
+        tables.add_row(path, _read_seeds, dict(zip(SEEDED, row)), ["number", "seed"])
     return load_seeds(table, path, count, seeds)
 
 

@@ -18,6 +18,7 @@ from helpers import METRICS, InputError, evaluate
 from lib import tables
 from lib.cli import answer, number, progress, ready_backend
 from lib.dataset import load_dataset
+from lib.files import locked
 from lib.parallel import train_all
 from lib.studies import COLUMNS, FOLDER, STUDIES, load_study
 
@@ -43,8 +44,9 @@ def study(name, configs, folder=FOLDER, test=False, store=False, backend="numpy"
             rows[config] = _row(config, training, test, backend)
             if store:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                now = _rows(path) | rows  # another process may have added some
-                tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
+                with locked(path, wait=True):
+                    now = _rows(path) | rows  # another process may have added some
+                    tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
             bar.update()
     return pd.DataFrame([rows[config] for config in configs], columns=list(COLUMNS))
 

@@ -40,7 +40,6 @@ from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import NoSweep, file_url
 from lib.sweepfile import choices, load_sweep, one_of, read_sweep, whole
-from lib.sweepfile import suggest as suggest  # for who looks for it here
 from lib.tracking import MODES, is_disabled, train_and_log, train_compiled
 from lib.workers import supervise
 
@@ -240,7 +239,7 @@ def main(argv=None, load=load_dataset):
         for name in vars(given).keys() & {"count", "workers", "seed"}:
             setattr(given, name, number(f"--{name}", getattr(given, name)))
         table = run(**vars(given), load=load)
-        best = None if table.val_accuracy.isna().all() else table.val_accuracy.max()
+        best = None if table.best_val_accuracy.isna().all() else table.best_val_accuracy.max()
         path = given.folder / f"{table.attrs['definition']['name']}.csv"
         return {"table": str(path), "best_val_accuracy": best, **table.state.value_counts().to_dict()}
 

@@ -10,15 +10,12 @@ TABLE is ablation (what each measure is worth), recommended (what the reference 
 epochs) or pixels (what the order of the pixels is worth). NAME is dense, taught (dense too, by the probabilities of
 convolutional networks), convolutional, or reborn (convolutional, taught too); with "mnist-" before it, the same recipe
 on digits.
-Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+Exit status: 0 done, 1 not reproduced or not finite, 2 something given cannot be used, 130 interrupted.
 """
 
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
@@ -26,11 +23,10 @@ import numpy as np
 import pandas as pd
 
 from helpers import Config, InputError
-from lib import tables
+from lib import parallel, tables
 from lib.cli import MOST_WORKERS, answer, number, progress
 from lib.dataset import load_dataset
-from lib.files import locked, write_npz
-from lib.parallel import end_with_parent
+from lib.files import write_npz
 from lib.recipes import (
     CACHE,
     COLUMNS,
@@ -133,38 +129,35 @@ def _row(base, measure, seed, recipe, load, checkpoint=None):
 def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     """Train what a table does not have yet, or has from before, each training in a process of its own; return it.
 
-    A training that is stopped resumes from its checkpoint in the folder `cache`, which is removed with its row written.
+    A training that was stopped resumes from its checkpoint in the folder `cache`, which is removed once its row is
+    written.
 
     It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
     JSON list; made, which is NOW unless the code has changed since, and then says before what the row was made.
     """
-    rows = load_table(path).to_dict("records") if Path(path).exists() else []
-    there = {tuple(row[name] for name in KEY) for row in rows if row["made"] == NOW}
+    table = _stored(path)
+    there = set(table[table.made == NOW][KEY].itertuples(index=False, name=None)) if len(table) else set()
     wanted = [
         (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
     ]
     missing = sorted((one for one in wanted if one[:3] not in there), key=lambda one: one[2])  # each seed of all first
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        files = [cache / f"towards95-{Path(path).stem}-{crc32(repr(one[:3]).encode()):08x}.npz" for one in missing]
-        work = {pool.submit(_row, *one, load, file): file for one, file in zip(missing, files)}
-        try:
-            with progress(len(missing), "training") as bar:
-                for future in as_completed(work):
-                    rows.append(future.result())
-                    _write(path, rows, KEY)
-                    work[future].unlink()
-                    bar.update()
-        except BrokenProcessPool:
-            raise InputError("a process that trained has died; run the same command again to resume") from None
+    files = [cache / f"towards95-{Path(path).stem}-{crc32(repr(one[:3]).encode()):08x}.npz" for one in missing]
+    with parallel.workers(workers) as pool, progress(len(missing), "training") as bar:
+        with parallel.deaf_to_ctrl_c():
+            work = {pool.submit(_row, *one, load, file): file for one, file in zip(missing, files)}
+        for future in as_completed(work):
+            tables.add_row(path, _stored, future.result(), KEY)
+            work[future].unlink()
+            bar.update()
     return load_table(path)
 
 
-def _write(path, rows, key):
-    """Write a table with one row for each key, the last one given."""
-    tables.write_table(path, pd.DataFrame(rows).drop_duplicates(key, keep="last").sort_values(key))
+def _stored(path):
+    """Return a table as it is stored; without rows if there is none yet."""
+    return load_table(path) if Path(path).exists() else pd.DataFrame()
 
 
 def rerun(name, row, folder=FOLDER, load=load_dataset):
@@ -179,6 +172,8 @@ def rerun(name, row, folder=FOLDER, load=load_dataset):
 
     def again(then):
         base, measure, seed = (then[one] for one in KEY)
+        if (base, measure) not in TABLES[name]:
+            raise InputError(f"row {row} of {path} is {base}, {measure}; allowed: a training of TABLES[{name!r}]")
         now = _row(base, measure, seed, replace(TABLES[name][base, measure], seed=seed), load)
         return {one: now[one] for one in now if "accuracy" in one}
 
@@ -248,10 +243,7 @@ def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_datas
         "val_accuracy_history": accuracies,
         "made": NOW,
     }
-    path = folder / "final.csv"
-    with locked(path):  # or a training that ends at the same time loses its row
-        rows = load_table(path).to_dict("records") if path.exists() else []
-        _write(path, [*rows, row], ["name", "seed"])
+    tables.add_row(folder / "final.csv", _stored, row, ["name", "seed"])
     return row
 
 

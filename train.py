@@ -23,7 +23,6 @@ from helpers import ALIASES, BACKENDS, METRICS, Config, InputError
 from lib.cli import answer, describe, progress, ready_backend, say, widths
 from lib.dataset import load_dataset
 from lib.tracking import MODES, PROJECT, PROJECT_NAMES, check_project, default_mode, train_and_log
-from lib.tracking import check_upload as check_upload  # for who looks for it here
 
 # --------------------------------------------------------------------------------------------------------- command line
 
@@ -123,7 +122,7 @@ def _writable(flag, text):
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "it exists and is not a regular file")
-        NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.").close()  # as it will be written
+        NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent).close()  # where it will be written
     except OSError as error:
         sentence = f"--{flag} is {text!r}, which cannot be written: {error.strerror}"
         raise InputError(f"{sentence}; allowed: a file in a writable folder") from None

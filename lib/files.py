@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from errno import EEXIST
 from hashlib import sha256
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
@@ -140,11 +141,14 @@ def load_network(path):
     """Return the network that `save_network` wrote. Raises InputError if the file is missing, damaged or foreign."""
     saved = read_npz(path, "a saved network", {"theta"})
     kind = str(saved.pop("kind", "Network"))
+    if "about" in saved:
+        raise InputError(f"{path} is a checkpoint; allowed: a network, which save_network writes")
     theta = saved["theta"]
+    import_module("lib.layers")  # which adds its own to NETWORKS
     check_network(path, kind, theta)
     try:
         network = NETWORKS[kind](**saved)
-    except (TypeError, ValueError, LookupError, AttributeError, MemoryError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, MemoryError, RecursionError) as error:
         raise InputError(f"{path} is not a saved network, or is damaged: {error}") from None
     fill(path, "theta", network.theta, theta)
     return network
@@ -156,29 +160,44 @@ def load_network(path):
 
 
 @contextmanager
-def locked(path):
-    """Refuse a second training on one checkpoint while a first one runs; if that is killed, its lock is gone."""
+def locked(path, wait=False):
+    """Keep other processes from what this one does with a file: they are refused, or wait if they ask to.
+
+    If a process is killed, its lock is gone. Raises InputError if another one has the lock and `wait` is False.
+    """
     path = Path(os.path.realpath(path))
     name = sha256(os.fsencode(path.name)).hexdigest()[:32]  # short, however long the name of the file is
     lock = path.with_name(f".{name}.lock")
     try:
-        file = open(lock, "ab")
+        file = _lock(lock, wait)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; allowed: a file in a writable folder") from None
+    if not file:
+        raise InputError(f"{path} is in use by another training; allowed: one at a time, or another file")
     with file:
-        try:
-            if flock:
-                flock(file, LOCK_EX | LOCK_NB)
-            if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
-                raise FileNotFoundError  # removed by the training that has just ended
-        except (BlockingIOError, FileNotFoundError):
-            raise InputError(f"{path} is in use by another training; allowed: one at a time, or another file") from None
-        except OSError:  # a file system without locks, such as a mounted cloud drive
-            pass
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lock(lock, wait):
+    """Open and lock a file; return None if another process has it and this one does not wait."""
+    while True:
+        file = open(lock, "ab")
+        try:
+            if flock:
+                flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass  # removed by the process that had it: take the next one
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a file system without locks, such as a mounted cloud drive
+            return file
+        file.close()
 
 
 def save_checkpoint(path, training, arrays, history):

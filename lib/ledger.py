@@ -262,7 +262,8 @@ class Ledger:
                 with self._database.writing() as connection:
                     rows.set_attributes(connection, rows.ATTRIBUTES, trial._trial_id, owner=None, deaths=deaths)
                 if deaths >= ATTEMPTS:
-                    self.finish(trial, failure(f"{deaths} processes have died of it: is there enough memory?"))
+                    with suppress(UpdateFinishedTrialError):  # it has ended in the meantime
+                        self.finish(trial, failure(f"{deaths} processes have died of it: is there enough memory?"))
 
     def verdict(self, trial, row):
         """Return why W&B's hyperband would end the trial after this epoch, or None."""

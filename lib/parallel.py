@@ -34,26 +34,35 @@ def train_all(configs, processes=None, **options):
     except Exception as error:  # each object that cannot be pickled has its own
         what = f"an entry of {', '.join(FAMILIES)}, or an option of train,"
         raise InputError(f"{what} cannot be sent to another process: {error}") from None
-    others = set(active_children())
-    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
-        with _deaf_to_ctrl_c():
+    with workers(processes) as pool:
+        with deaf_to_ctrl_c():
             waiting = deque(pool.submit(_train_one, shared, order) for order in orders)
-        try:
-            while waiting:
-                result = waiting[0].result()
-                waiting.popleft()
-                yield result
-        except BrokenProcessPool:
-            sentence = "a process that trained has died; allowed: fewer side by side, if memory ran out"
-            raise InputError(sentence) from None
-        finally:
-            if waiting:  # interrupted, or nobody wants the rest: do not wait for it
-                for process in set(active_children()) - others:
-                    process.kill()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @contextmanager
-def _deaf_to_ctrl_c():
+def workers(processes=None):
+    """Open a pool of processes, one for each core unless told; whatever ends the block early ends their work, too.
+
+    Raises InputError if a process dies.
+    """
+    others = set(active_children())
+    with ProcessPoolExecutor(processes or os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException as error:  # an interrupt, or nobody wants the rest: do not wait for it
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.kill()
+            if isinstance(error, BrokenProcessPool):
+                sentence = "a process that trained has died; allowed: fewer side by side, if memory ran out"
+                raise InputError(sentence) from None
+            raise
+
+
+@contextmanager
+def deaf_to_ctrl_c():
     """Let the processes started in here not be interrupted by Ctrl-C, which a terminal sends to all: we end them."""
     before = pthread_sigmask(SIG_BLOCK, {SIGINT})
     try:

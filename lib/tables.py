@@ -2,7 +2,7 @@
 
 A table is a CSV file in UTF-8 (`.csv`, or compressed: `.csv.gz`), one row for each training. A list is stored as JSON,
 the widths of several layers as "256 128". `tables.sha256` beside the tables has their checksums, as sha256sum writes
-them; a table that is not named there is not compared with it.
+them; a table that is not listed there is not checked.
 
 If a field of Config or a metric was added after a table was written, it takes its default (a metric: none). Any other
 column that is missing, and any that is not known, is an error: without it a row cannot be trained again.
@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers import BLAS, METRICS, Config, InputError
-from lib.files import write_atomically
+from lib.files import locked, write_atomically
 
 try:
     import fcntl
@@ -299,6 +299,18 @@ def write_table(path, table):
     text = table.assign(**{name: table[name].map(_cell) for name in table if table[name].dtype == object})
     data = text.to_csv(index=False, lineterminator="\n").encode()
     store(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def add_row(path, read, row, key):
+    """Add a row to a stored table, or put it in place of the one with its key, whoever else is adding one.
+
+    read(path): the table, without rows if there is none yet. key: names of columns, by which the table is sorted.
+    """
+    import pandas as pd  # half a second, which workers save
+
+    with locked(path, wait=True):
+        table = pd.DataFrame([*read(path).to_dict("records"), row])
+        write_table(path, table.drop_duplicates(key, keep="last").sort_values(key))
 
 
 def refuse_loss(path, kept, found, what="trials", storage="the storage"):

@@ -554,6 +554,8 @@ def test_on_epoch_can_stop(tmp_path):
     )
     assert result["stopped"] == "enough" and len(rows) == 3
     assert result["train_loss"] == rows[-1]["train_loss"] and result["test_accuracy"] > 0
+    result = lib.tracking.train_and_log(config, tiny_dataset(), on_epoch=lambda row: 7)
+    assert "9 epochs" in result["stopped"]  # only a sentence ends a training
 
 
 # ------------------------------------------------------------------------------------------------- interrupted, resumed
@@ -665,11 +667,11 @@ def test_what_wandb_tells_its_log_alone_is_said_without_addresses(run, fake_wand
 
 def test_a_log_of_wandb_that_is_cut_short_or_not_text_is_no_trouble(fake_wandb):
     fake_wandb.settings.log_internal.write_bytes(b'{"level": "INFO", "msg": "\xc3\x81gnes \xff"}\n[1]\n{"level": "ERR')
-    train.check_upload(fake_wandb)
+    lib.tracking.check_upload(fake_wandb)
     with fake_wandb.settings.log_internal.open("ab") as file:
         file.write('\n{"level": "ERROR", "msg": "Ágnes"}\n'.encode())
     with pytest.raises(RuntimeError, match="Ágnes"):
-        train.check_upload(fake_wandb)
+        lib.tracking.check_upload(fake_wandb)
 
 
 def test_a_stop_of_wandb_ends_the_training_after_its_epoch(run, fake_wandb):
