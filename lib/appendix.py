@@ -333,7 +333,6 @@ def layer_checks(seed=0):
     errors = {}
     for name, (shape, stack) in stacks.items():
         network = layers.Stack(stack, shape, rng, np.float64)
-        network.mode = "train"
         network.theta[:] = rng.normal(0, 0.5, len(network.theta))
         x = rng.normal(size=(6, *shape))
         y = rng.integers(0, 3, 6)

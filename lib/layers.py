@@ -1,12 +1,13 @@
 """Layers beyond helpers.Network: convolution, pooling, batch normalisation, dropout, residual blocks, in NumPy.
 
 A layer has forward(x, mode), mode one of "train", "calibrate", "test", and backward(delta), which takes dJ/d(output),
-fills the gradients of the layer's parameters and returns dJ/dx; ReLU and Dropout work in place. A layer belongs to one
-place in one network, as it keeps what its backward needs. Images are (batch, height, width, channels): a row of a patch
-lies together in memory, and a convolution is the product of two matrices, (pixels, 9 n_in) and (9 n_in, n_out).
-`Stack`, a network of layers, is a helpers.Network wherever one is taken.
+fills the gradients of the layer's parameters, returns dJ/dx and may overwrite delta; ReLU and Dropout work in place. A
+layer belongs to one place in one network, as it keeps what its backward needs. Images are (batch, height, width,
+channels): a row of a patch lies together in memory, and a convolution is the product of two matrices, (pixels, 9 n_in)
+and (9 n_in, n_out). `Stack`, a network of layers, is a helpers.Network wherever one is taken.
 """
 
+import copy
 import json
 import math
 from functools import partial, reduce
@@ -31,7 +32,8 @@ class Layer:
     matrices = ()  # shapes of W
     vectors = ()  # shapes of v
     remembered = ()  # shapes of state
-    first = False  # in the network, so that nobody needs dJ/dx
+    first = False  # of the network's layers: then nobody needs dJ/dx
+    in_place = False  # forward overwrites its x
 
     def __init_subclass__(cls):
         LAYERS[cls.__name__] = cls
@@ -54,9 +56,9 @@ class Layer:
         """Draw the first parameters; they are zero before."""
 
     def kept(self, name, shape, dtype, create=np.empty):
-        """Return an array of this shape: that of the last call if it still fits, as large ones are slow to get."""
+        """Return an array of this name and shape: that of the last call if it fits, as large ones are slow to get."""
         arrays = self.__dict__.setdefault("_arrays", {})
-        if name not in arrays or arrays[name].shape != shape:
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
             arrays[name] = create(shape, dtype)
         return arrays[name]
 
@@ -67,7 +69,7 @@ def _check_sizes(**sizes):
 
 
 def _check_images(x, layer, side):
-    """Raise InputError unless x is (batch, height, width, channels) and the images' sides are so long, at least."""
+    """Raise InputError unless x is (batch, height, width, channels) and both sides have `side` pixels or more."""
     if x.ndim != 4 or min(x.shape[1:3]) < side:
         allowed = f"(height, width, channels), of {side} x {side} pixels or more"
         raise InputError(f"a {layer} is given {x.shape[1:]}; allowed: {allowed}")
@@ -123,7 +125,6 @@ class Convolution(Dense):
         self.draw = WEIGHT_INITS["He"]
 
     def forward(self, x, mode):
-        _check_images(x, "Convolution", 3 - 2 * self.pad)
         self.x = self._padded("x", x, self.pad)
         return self._convolve("z", self.x, self.W[0])
 
@@ -135,6 +136,7 @@ class Convolution(Dense):
             return self._convolve("dx", self._padded("delta", delta, 2 - self.pad), turned)
 
     def _padded(self, name, x, pad):
+        _check_images(x, "Convolution", 3 - 2 * pad)
         n, h, w, c = x.shape
         padded = self.kept(name, (n, h + 2 * pad, w + 2 * pad, c), x.dtype, np.zeros)
         padded[:, pad : h + pad, pad : w + pad] = x  # the border stays zero
@@ -190,13 +192,13 @@ class BatchNorm(Layer):
     """y = gamma (x - mean) / sqrt(var + 1e-5) + beta, per channel (Ioffe & Szegedy, 2015).
 
     mean and var are those of the batch; in mode "test" they are the layer's state, a mean of those of many batches: in
-    training a running one, after Stack.calibrate that of all its batches.
+    training a running one, after Stack.calibrate that of all its batches, each weighted by its size.
     """
 
     def __init__(self, n):
         _check_sizes(n=n)
         self.vectors = self.remembered = [(n,), (n,)]
-        self.batches = 0
+        self.rows = 0  # of the calibration
 
     def begin(self, rng):
         self.v[0].fill(1)  # gamma
@@ -212,16 +214,18 @@ class BatchNorm(Layer):
         self.x = np.subtract(x, mean.astype(x.dtype), out=self.kept("x", x.shape, x.dtype))
         if mode != "test":
             var = channel_sums(self.x, self.x) / rows
-            self._remember(mean, var, mode)
+            self._remember(mean, var, rows, mode)
         self.scale = (1 / np.sqrt(var + 1e-5)).astype(x.dtype)
         self.x *= self.scale  # normalised
         y = np.multiply(self.x, self.v[0], out=self.kept("y", x.shape, x.dtype))
         y += self.v[1]
         return y
 
-    def _remember(self, mean, var, mode):
-        self.batches += 1
-        share = 1 / self.batches if mode == "calibrate" else 0.1
+    def _remember(self, mean, var, rows, mode):
+        share = 0.1
+        if mode == "calibrate":
+            self.rows += rows
+            share = rows / self.rows
         self.state[0] += share * (mean - self.state[0])
         self.state[1] += share * (var - self.state[1])
 
@@ -239,6 +243,8 @@ class BatchNorm(Layer):
 
 class ReLU(Layer):
     """a = max(0, z)."""
+
+    in_place = True
 
     def forward(self, x, mode):
         self.mask = np.maximum(x, 0, out=x) > 0
@@ -266,7 +272,7 @@ class Dropout(ReLU):
 
     def forward(self, x, mode):
         if mode == "train":
-            chance = np.random.default_rng(int(self.state[0])).random(x.shape, np.float32)
+            chance = np.random.default_rng(round(float(self.state[0]))).random(x.shape, np.float32)
             self.mask = (chance >= self.p) * x.dtype.type(1 / (1 - self.p))
             self.state[0] += 1
             x *= self.mask
@@ -277,9 +283,11 @@ class Residual(Layer):
     """y = x + f(x), f some layers, the first of which does not work in place, as x is needed (He et al., 2016)."""
 
     def __init__(self, *layers):
-        if not layers or isinstance(layers[0], ReLU):
+        if not layers or layers[0].in_place:
             given = f"begins with {type(layers[0]).__name__}" if layers else "has no layers"
-            raise InputError(f"a Residual {given}; allowed: one or more, the first not ReLU or Dropout")
+            raise InputError(
+                f"a Residual {given}; allowed: one or more, the first not in place as ReLU and Dropout are"
+            )
         self.layers = layers
 
     def forward(self, x, mode):
@@ -322,11 +330,17 @@ class Stack(Network):
         self._scratch = np.empty(self.n_weights, self.theta.dtype)
         rng = generator(rng)
         self._share_out()
-        for layer in self.every:
-            layer.begin(rng)
         self.layers[0].first = True
         self.sizes = [math.prod(self.shape)]
-        self.sizes.append(self._n_out())
+        try:
+            for layer in self.every:
+                layer.begin(rng)
+            self.sizes.append(self._n_out())
+        except BaseException:  # the layers are free for another network
+            self.layers[0].first = False
+            for layer in self.every:
+                del layer.W
+            raise
 
     def _share_out(self):
         """Give each layer its views into theta and gradient."""
@@ -350,7 +364,7 @@ class Stack(Network):
         return z.shape[1]
 
     def __reduce__(self):
-        return _restore, (self.layers, self.shape, self.theta)
+        return Stack, (copy.deepcopy(self.layers), self.shape, None, self.theta.dtype), self.theta
 
     def description(self):
         """Return what a file needs, beside theta, to make a network of the same layers: named arrays."""
@@ -368,6 +382,7 @@ class Stack(Network):
             raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}) or {('n', *self.shape)}".replace("'", ""))
         if self.mode == "test" and len(x) > 100:
             return np.concatenate([self.forward(x[i : i + 100]) for i in range(0, len(x), 100)])
+        self._last = self.mode
         a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype)
         a = a.reshape(len(x), *self.shape)
         for layer in self.layers:
@@ -375,7 +390,10 @@ class Stack(Network):
         return a.copy()  # as a layer may keep its output, and the logits are the caller's
 
     def backward(self, delta):
-        """Fill `gradient` from dJ/d(logits), for the x of the last `forward`."""
+        """Fill `gradient` from dJ/d(logits), for the x of the last `forward`, in mode "train"; once for each."""
+        if self._last != "train":
+            raise InputError(f"the last forward was in mode {self._last!r}; allowed before backward: 'train'")
+        self._last = "backward"
         for layer in reversed(self.layers):
             delta = layer.backward(delta)
 
@@ -392,7 +410,7 @@ class Stack(Network):
         if len(x) == 0:
             raise InputError("x has no inputs; allowed: one or more")
         for layer in self.every:
-            layer.batches = 0
+            layer.rows = 0
         self.mode = "calibrate"
         try:
             for i in range(0, len(x), 100):
@@ -442,9 +460,3 @@ def _from_description(layers, shape, theta):
 
 
 NETWORKS["Stack"] = _from_description
-
-
-def _restore(layers, shape, theta):
-    network = Stack(layers, shape, np.random.default_rng(0), theta.dtype)
-    network.theta[:] = theta
-    return network

@@ -3,12 +3,15 @@
 import copy
 import dataclasses
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import helpers
 from helpers import InputError
+from lib.dataset import ROOT
 from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
 
 STACKS = {  # odd shapes throughout
@@ -139,7 +142,8 @@ def test_batch_norm_normalises_the_batch_and_afterwards_by_what_it_was_calibrate
     for _ in range(2):  # a second calibration forgets the first
         network.calibrate(x)
     parts = [x[:100], x[100:200], x[200:]]
-    mean, var = (np.mean([f(part, axis=0) for part in parts], axis=0) for f in (np.mean, np.var))
+    weights = [100, 100, 50]
+    mean, var = (np.average([f(part, axis=0) for part in parts], 0, weights) for f in (np.mean, np.var))
     np.testing.assert_allclose(norm.state, [mean, var])
     assert network.mode == "test"
     np.testing.assert_allclose(network.forward(x[:3]), (x[:3] - mean) / np.sqrt(var + 1e-5))
@@ -210,6 +214,33 @@ def test_layers_whose_shapes_would_be_cut_or_repeated_are_refused(layers, shape,
     with pytest.raises(InputError) as caught:
         Stack(layers, shape)
     assert words in str(caught.value)
+
+
+def test_layers_that_were_refused_are_free_for_another_network():
+    layer = Convolution(1, 2)
+    with pytest.raises(InputError, match="do not fit"):
+        Stack([layer, Dense(5, 3)], (5, 5, 1))
+    assert Stack([layer, Dense(50, 3)], (5, 5, 1)).sizes == [25, 3] and layer.first
+
+
+def test_backward_follows_a_forward_in_training_once():
+    network = Stack([Dense(4, 3), BatchNorm(3)], (4,), 0, np.float64)
+    network.forward(np.ones((2, 4)))
+    with pytest.raises(InputError, match="^the last forward was in mode 'test'; allowed before backward: 'train'$"):
+        network.backward(np.ones((2, 3)))
+    network.mode = "train"
+    network.forward(np.ones((2, 4)))
+    network.backward(np.ones((2, 3)))
+    with pytest.raises(InputError, match="'backward'; allowed before backward: 'train'$"):
+        network.backward(np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout of what is pooled", "batch norm"])
+def test_a_gradient_check_is_of_one_mask_of_dropout_and_leaves_all_as_it_was(name):
+    network, x, y = stack(name)
+    kept = network.theta.copy()
+    assert helpers.gradient_check(network, x, y, weight_decay=0.1) < 1e-6
+    np.testing.assert_array_equal(network.theta, kept)
 
 
 def test_a_seed_is_taken_as_by_every_network():
@@ -342,7 +373,7 @@ def trained_stack(dtype=np.float32):
     return network
 
 
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda network: pickle.loads(pickle.dumps(network))}
+COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda network: pickle.loads(pickle.dumps(network))}
 
 
 @pytest.mark.parametrize("how", COPIES)
@@ -411,6 +442,19 @@ def test_a_saved_stack_is_loaded_as_it_was(dtype, small, tmp_path):
     assert [layer.description() for layer in again.layers] == [layer.description() for layer in network.layers]
     np.testing.assert_array_equal(again.theta, network.theta)
     np.testing.assert_array_equal(again.predict(small.x_test), network.predict(small.x_test))
+
+
+def test_a_checkpoint_is_no_saved_network(small, tmp_path):
+    helpers.train(helpers.Config(epochs=1), small, network=trained_stack(), checkpoint=tmp_path / "c.npz")
+    with pytest.raises(InputError, match="c.npz is a checkpoint; allowed: a network, which save_network writes$"):
+        helpers.load_network(tmp_path / "c.npz")
+
+
+def test_a_process_that_has_not_imported_the_layers_loads_a_stack(tmp_path):
+    helpers.save_network(tmp_path / "s.npz", trained_stack())
+    code = f"import helpers; print(helpers.load_network({str(tmp_path / 's.npz')!r}).sizes)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[784, 10]\n", done.stderr
 
 
 def test_a_stack_that_is_damaged_or_made_of_something_else_is_refused(tmp_path):
