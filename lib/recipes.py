@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -49,8 +50,10 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 128
     optimizer: str = "adam"
-    learning_rate: float = 4.22e-4  # its largest
-    warm_up: float | None = None  # share of all steps that it rises; then it falls to zero as a cosine. None: constant
+    learning_rate: float = 4.22e-4  # the peak of the schedule
+    warm_up: float | None = (
+        None  # share of all steps in which it rises; then it falls to zero as a cosine. None: constant
+    )
     weight_decay: float = 0.0  # lambda of the L2 term
     decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
     label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
@@ -80,21 +83,21 @@ class Recipe:
                 raise InputError(f"{f.name} is {value!r}; allowed: {'True, False' if f.type is bool else 'a name'}")
         for name, value in values.items():  # as Python's own numbers, which JSON takes
             object.__setattr__(self, name, value)
-        if self.network == "convolutional" and not 1 <= len(self.widths) <= 4:
-            raise InputError(f"widths is {self.widths}; allowed for a convolutional network: 1 to 4 of them")
+        if self.network == "convolutional" and len(self.widths) != 4:
+            raise InputError(f"widths is {self.widths}; allowed for a convolutional network: 4 of them")
         if bool(self.teacher) != bool(self.copies):
             raise InputError(f"teacher is {self.teacher!r}, copies is {self.copies}; allowed: both, or neither")
         self._refuse_idle()
 
     def _refuse_idle(self):
         """Raise InputError for a measure that would do nothing."""
-        dense = self.network == "dense", "a dense network"
+        hidden = len(self.widths) if self.network == "dense" else 0
         works = {  # whether it does, and with what
             "temperature": (self.teacher, "a teacher"),
             "label_smoothing": (not self.teacher, "no teacher"),
             "alternate": (self.flip and not self.teacher, "flip, and no teacher"),
-            "dropout": dense,
-            "bottleneck": dense,
+            "dropout": (hidden > 0, "a dense network of hidden layers"),
+            "bottleneck": (hidden > 1, "a dense network of two hidden layers or more"),
         }
         for name, (here, where) in works.items():
             if getattr(self, name) != getattr(Recipe, name) and not here:
@@ -122,7 +125,7 @@ def dense(recipe):
 def convolutional(recipe):
     """Make a convolution to widths[0] channels, then for each width a convolution, a maximum of 2 x 2, a residual one.
 
-    The maximum of 3 x 3 is of all pixels that four widths leave. Returns the layers and the shape of their input.
+    Four widths leave 3 x 3 pixels, of which the last layer takes the maximum. Returns the layers and the shape of x.
     """
     widths = recipe.widths
     layers = [Convolution(1, widths[0], pad=0), BatchNorm(widths[0]), ReLU()]
@@ -163,7 +166,7 @@ def build(recipe, dtype=np.float32):
 
 
 def augment(x, recipe, rng, mirrored=None):
-    """Mirror (in place), shift and disturb images x (n, 784) uint8 by chance; with noise they become float32 in [0, 1].
+    """Mirror, shift and disturb images x (n, 784) uint8 by chance, partly in place; with noise they become float32.
 
     mirrored: which images to mirror, (n,) bool; if None, each with probability 1/2.
     """
@@ -237,8 +240,11 @@ def opinion(name, x):
         fill(kept, "p", p, read_npz(kept, "a teacher's answers", {"p"})["p"])
     except InputError:  # none yet, or damaged
         p = load_network(FOLDER / f"{name}.npz").predict(x)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(kept, p=p)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(kept, p=p)
+        except OSError as error:
+            warnings.warn(f"{kept} cannot be written ({error.strerror}): the teacher will be asked again", stacklevel=2)
     return p
 
 
@@ -323,7 +329,7 @@ def _fingerprint(recipe, data, network):
 
 
 def _settle(recipe, data, network, average):
-    """Make of a network in training the one that is evaluated."""
+    """Turn a network in training into the one that is evaluated: averaged weights if asked, batch norm calibrated."""
     if recipe.average:
         network.theta[:] = average
     network.calibrate(data.x_train[:5000])
@@ -402,7 +408,7 @@ def load_network(path):
         theta, statistics = np.split(network.theta, [network.n_parameters])
         fill(path, "theta", theta, saved["theta"].astype(np.float32))
         fill(path, "statistics", statistics, saved["statistics"])
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, MemoryError) as error:
         raise InputError(f"{path} is not a network of towards95.py: {error}") from None
     _check_finite(path, theta, statistics)
     return network
@@ -477,7 +483,7 @@ def mirrored(x):
 
 
 def probabilities(name, folder=FOLDER):
-    """Return what the network NAME-SEED gave for the test images, as they are and mirrored: (2, 10000, 10) float32."""
+    """Return what the network NAME-SEED gave for the test images, as they are and mirrored (digits: as they are)."""
     path = folder / f"{name}-test.npz"
     p = read_npz(path, "what towards95.py has written", {"p"})["p"]
     if p.ndim != 3 or p.shape[0] not in (1, 2) or p.shape[2] != 10 or not np.isfinite(p).all():

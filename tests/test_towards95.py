@@ -5,7 +5,8 @@ import json
 import math
 import subprocess
 import sys
-from concurrent.futures import Future
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import towards95
 from helpers import InputError
 from lib import claims, recipes, tables
 from lib.dataset import load_dataset
-from lib.files import locked, write_npz
+from lib.files import write_npz
 from lib.recipes import Recipe, augment, build, lesson, rate, soft_cross_entropy, train
 from towards95 import ABLATION, FINAL, FOLDER, NOW, TABLES
 
@@ -390,6 +391,35 @@ def test_a_table_is_completed_where_it_lacks_a_row_or_has_one_from_before(tmp_pa
     pd.testing.assert_frame_equal(again[columns], table[columns])
 
 
+def test_rows_that_are_added_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / "a.csv"
+    read = lambda path: pd.read_csv(path) if path.exists() else pd.DataFrame()  # noqa: E731
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: tables.add_row(path, read, {"seed": seed, "x": 1}, ["seed"]), range(24)))
+    tables.add_row(path, read, {"seed": 3, "x": 2}, ["seed"])
+    assert read(path).seed.tolist() == list(range(24)) and read(path).x.sum() == 25
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "tables.sha256"]
+
+
+def test_a_training_that_fails_ends_the_others_and_their_checkpoints_stay(tmp_path, monkeypatch):
+    """The others would take minutes: an interrupt, which takes the same way, must not wait for them either."""
+    monkeypatch.setitem(towards95.SEEDS, "plain", 1)
+    endless = replace(SMALL, epochs=1000, widths=(256, 256), batch_size=8)
+    bad = replace(SMALL, optimizer="sgd", learning_rate=1e30)
+    began = time.monotonic()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        towards95.complete(
+            tmp_path / "a.csv", {("plain", "bad"): bad, ("plain", "long"): endless}, 2, first_images, tmp_path
+        )
+    assert time.monotonic() - began < 60 and not (tmp_path / "a.csv").exists()
+
+
+def test_a_row_of_a_training_that_is_no_more_is_refused(tmp_path):
+    towards95.complete(tmp_path / "pixels.csv", {("long", "gone"): replace(SMALL, epochs=1)}, 2, first_images, tmp_path)
+    with pytest.raises(InputError, match="^row 0 of .*pixels.csv is long, gone; allowed: a training of TABLES"):
+        towards95.rerun("pixels", 0, tmp_path, first_images)
+
+
 def test_a_training_of_a_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """What is left of a stopped training, the checkpoint after its first epoch, is made here by a pool that runs it."""
     path, cache, recipe = tmp_path / "a.csv", tmp_path / "cache", replace(SMALL, epochs=4)
@@ -413,12 +443,15 @@ def test_a_training_of_a_table_goes_on_where_it_was_stopped(tmp_path, monkeypatc
         def __exit__(self, *error):
             pass
 
+        def shutdown(self, **how):
+            pass
+
         def submit(self, function, *arguments):
             future = Future()
             future.set_result(function(*arguments))
             return future
 
-    monkeypatch.setattr(towards95, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(towards95.parallel, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(towards95, "train", lambda recipe, data, checkpoint: train(recipe, data, checkpoint, stop))
     with pytest.raises(KeyboardInterrupt):
         towards95.complete(path, {("plain", "nothing"): recipe}, 1, first_images, cache)
@@ -505,8 +538,6 @@ def test_a_final_network_is_stored_and_tested_as_it_is_stored(tmp_path, monkeypa
 
 def test_a_network_for_digits_is_tested_without_mirrors(tmp_path, monkeypatch):
     monkeypatch.setitem(FINAL, "mnist-convolutional", replace(towards95.for_digits(CONVOLUTIONAL), epochs=2))
-    with locked(tmp_path / "final.csv"), pytest.raises(InputError, match="final.csv is in use"):
-        towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
     row = towards95.final("mnist-convolutional", 0, tmp_path, tmp_path, load=first_images)
     assert np.load(tmp_path / "mnist-convolutional-0-test.npz")["p"].shape == (1, 150, 10)
     table = recipes.load_table(tmp_path / "final.csv")
@@ -576,7 +607,10 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
         ({"epochs": None}, "epochs is None"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"widths": (8, 0)}, "a width is 0"),
-        ({"network": "convolutional", "widths": (8,) * 5}, "widths is .*1 to 4"),
+        (
+            {"network": "convolutional", "widths": (8,) * 3},
+            "widths is .*; allowed for a convolutional network: 4 of them",
+        ),
         ({"teacher": "convolutional-0"}, "teacher is 'convolutional-0', copies is 0; allowed: both, or neither"),
         ({"copies": 3}, "copies is 3; allowed: both, or neither"),
         ({"teacher": None}, "teacher is None; allowed: a name"),
@@ -594,8 +628,10 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
             {"teacher": "a-0", "copies": 1, "flip": True, "alternate": True},
             "alternate is True; allowed: only with flip, ",
         ),
-        ({"network": "convolutional", "dropout": 0.1}, "dropout is 0.1; allowed: only with a dense network"),
-        ({"network": "convolutional", "bottleneck": 8}, "bottleneck is 8; allowed: only with a dense network"),
+        ({"network": "convolutional", "dropout": 0.1}, "dropout is 0.1; allowed: only with a dense network of hidden"),
+        ({"network": "convolutional", "bottleneck": 8}, "bottleneck is 8; allowed: only with a dense network of two"),
+        ({"widths": (8,), "bottleneck": 4}, "bottleneck is 4; allowed: only with a dense network of two"),
+        ({"widths": (), "dropout": 0.1}, "dropout is 0.1; allowed: only with a dense network of hidden layers"),
     ],
 )
 def test_a_recipe_with_a_value_that_cannot_be_is_refused(changes, words):
