@@ -72,7 +72,8 @@ def train_and_test(config, data, on_epoch=None, **about):
         rows.append(row)
         if row["epoch"] in TESTED:
             _, tests[f"test_accuracy_{row['epoch']}"] = evaluate(network, data.x_test, data.y_test)
-        return on_epoch and on_epoch(row) or _at_chance(rows, config.epochs)
+        said = on_epoch(row) if on_epoch else None
+        return said if isinstance(said, str) else _at_chance(rows, config.epochs)
 
     result = train_and_log(config, data, on_epoch=each_epoch, network=network, **about)
     return result | tests | {"seconds": time.process_time() - began}
@@ -230,33 +231,6 @@ def singles(shares):
     return shares.drop(("rest", "")).xs("", level="other")
 
 
-def largest(shares, near=0.01):
-    """Return the largest of the `singles`, and those at most `near` below it, which a reader takes for as large."""
-    single = singles(shares)
-    return single[single >= single.max() - near]
-
-
-def agreement(shares, draws, near=0.01):
-    """Compare the draws of `fanova` with the true `shares` of single parameters.
-
-    first: in how many draws the first is one of the `largest`; three: in how many the first three are the first three;
-    error: the mean size of an error; worst: the parameter of the largest mean error, with that and its deviation.
-    """
-    single = singles(shares)
-    first = largest(shares, near)
-    wrong = draws - single[draws.columns]
-    named = [row.nlargest(3).index for _, row in draws.iterrows()]
-    worst = wrong.mean().abs().idxmax()
-    return {
-        "first": sum(names[0] in first for names in named),
-        "three": sum(set(names) == set(single.index[:3]) for names in named),
-        "error": wrong.abs().to_numpy().mean(),
-        "worst": worst,
-        "worst_error": wrong[worst].mean(),
-        "worst_deviation": wrong[worst].std(),
-    }
-
-
 def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
     """Return the standard deviation of `metric` over seeds, pooled over the trainings with a mean above `floor`.
 
@@ -264,11 +238,3 @@ def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
     """
     by = seeded.groupby("number")[metric].agg(["mean", "var"])
     return math.sqrt(by["var"][by["mean"] > floor].mean())
-
-
-def least_real_difference(seeded, metric="val_accuracy"):
-    """Return the least difference of two single trainings that is called real: two deviations of a difference.
-
-    It is 2 sqrt(2) `deviation_over_seeds`.
-    """
-    return 2 * math.sqrt(2) * deviation_over_seeds(seeded, metric)

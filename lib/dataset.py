@@ -161,6 +161,8 @@ def _build_cache(name, seed, folder, cache, prefix):
     _check_sums(name, folder.parent)
     try:
         images, labels = _decode(name, folder.parent)
+    except MemoryError:
+        raise
     except Exception as error:  # array_record, protobuf, Pillow and TFDS have no common one
         raise InputError(f"{folder} cannot be read as {name}: {error}; restore it with git checkout") from None
     order = np.random.default_rng(seed).permutation(N_TRAIN + N_VAL)
@@ -219,4 +221,7 @@ def _download(name, data_dir):
         pass  # an answer, so a network
     except OSError as error:
         raise InputError(f"{sentence} (no network to download it: {error})") from None
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS has no common one
+        raise InputError(f"{sentence} (it cannot be downloaded: {error})") from None

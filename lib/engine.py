@@ -302,19 +302,19 @@ def sgd(theta, g, first, second, c, t):
 @compiled(STEP)
 def momentum(theta, g, u, second, c, t):
     """u <- mu u + g;  theta <- theta - eta u."""
-    eta, m = float32(c.learning_rate), float32(c.momentum)
+    eta, mu = float32(c.learning_rate), float32(c.momentum)
     for i in range(theta.size):
-        u[i] = m * u[i] + g[i]
+        u[i] = mu * u[i] + g[i]
         theta[i] -= eta * u[i]
 
 
 @compiled(STEP)
 def nag(theta, g, u, second, c, t):
     """u <- mu u + g;  theta <- theta - eta (g + mu u)."""
-    eta, m = float32(c.learning_rate), float32(c.momentum)
+    eta, mu = float32(c.learning_rate), float32(c.momentum)
     for i in range(theta.size):
-        u[i] = m * u[i] + g[i]
-        theta[i] -= eta * (g[i] + m * u[i])
+        u[i] = mu * u[i] + g[i]
+        theta[i] -= eta * (g[i] + mu * u[i])
 
 
 @compiled(STEP)

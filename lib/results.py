@@ -78,12 +78,6 @@ def health(network, images, labels):
     return [spreads, [float(np.sqrt(np.mean(dW**2))) for dW in network.dW]]
 
 
-def saturated(network, images):
-    """Return the share of sigmoid outputs in the hidden layers that are below 0.02 or above 0.98."""
-    network.forward(images)
-    return float(np.mean([np.mean((a < 0.02) | (a > 0.98)) for a in network.a[1:]]))
-
-
 # ------------------------------------------------------------------------------------ Question 3: gradients, optimisers
 
 
@@ -254,14 +248,6 @@ def confusion(y, predicted, classes=10):
 def counts(network, data):
     """Return the confusion matrix of a network on the test images."""
     return confusion(data.y_test, predict(network, data.x_test))
-
-
-def scores(counts, names):
-    """Return precision, recall and F1 of each class."""
-    right = np.diag(counts)
-    table = pd.DataFrame({"precision": right / counts.sum(axis=0), "recall": right / counts.sum(axis=1)}, names)
-    table["F1"] = 2 * table.precision * table.recall / (table.precision + table.recall)
-    return table.map("{:.3f}".format).rename_axis("class")
 
 
 def confused(counts, count=4):

@@ -167,10 +167,12 @@ def log_test(run, data, predicted, accuracy, step):
     names = list(data.class_names)
     labels = {"y_true": data.y_test.tolist(), "preds": predicted.tolist(), "class_names": names}
     matrix = wandb.plot.confusion_matrix(**labels, title="Confusion matrix (test)")
-    side = math.isqrt(data.x_train.shape[1])  # images are square
-    firsts = zip(*np.unique(data.y_train, return_index=True))
-    samples = [wandb.Image(data.x_train[i].reshape(side, side), caption=names[label]) for label, i in firsts]
-    row = {"test_accuracy": accuracy, "confusion_matrix": matrix, "samples": samples}
+    row = {"test_accuracy": accuracy, "confusion_matrix": matrix}
+    side = math.isqrt(data.x_train.shape[1])
+    if side * side == data.x_train.shape[1]:  # a square image can be shown
+        firsts = zip(*np.unique(data.y_train, return_index=True))
+        shown = [wandb.Image(data.x_train[i].reshape(side, side), caption=names[label]) for label, i in firsts]
+        row["samples"] = shown
     try:
         run.log(row, step=step)
     except Exception:  # the table is to be an artifact too, for which W&B must answer: keep it as a file of the run
@@ -246,7 +248,8 @@ def _train(config, data, log, on_epoch, network, checkpoint, backend):
             record([row])
         else:  # resumed: the checkpoint, which train has accepted, holds this row and all before
             record(json.loads(str(read_npz(checkpoint, "a checkpoint", {"about"})["about"]))["history"])
-        return (on_epoch and on_epoch(row)) or log.stopped
+        said = on_epoch(row) if on_epoch else None
+        return said if isinstance(said, str) else log.stopped  # whatever else it may return
 
     try:
         options = {"network": network, "checkpoint": checkpoint, "keep_best": True, "backend": backend}

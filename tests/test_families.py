@@ -267,3 +267,15 @@ def test_another_kind_of_argument_is_refused_before_anything_is_trained(name, sm
 def test_a_seed_that_is_none_is_refused(rng):
     with pytest.raises(InputError, match="rng is .*; allowed: a Generator, or a seed from 0"):
         Network([4, 3], rng=rng)
+
+
+def test_a_loss_may_return_a_number_of_numpys(small, tmp_path, monkeypatch):
+    def mine(z, y):
+        value, delta = helpers.cross_entropy(z, y)
+        return np.float32(value), delta
+
+    monkeypatch.setitem(helpers.LOSSES, "mine", mine)
+    _, history, _ = train(Config(epochs=1, loss="mine"), small, checkpoint=tmp_path / "c.npz")
+    assert all(type(value) in (int, float) for value in history[0].values())
+    bad = Config(epochs=1, loss="mine", optimizer="sgd", learning_rate=1e30)
+    assert "not finite" in train(bad, small, checkpoint=tmp_path / "d.npz").stopped
