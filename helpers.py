@@ -289,31 +289,32 @@ def check_labels(name, y, n, n_classes):
 def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilon=1e-4):
     """Compare backprop with central differences (J(theta_i + epsilon) - J(theta_i - epsilon)) / (2 epsilon), for all i.
 
-    Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l. Raises InputError unless
-    the network is float64 and epsilon is positive.
+    Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l; leaves theta as it was.
+    Raises InputError unless the network is float64 and epsilon is positive.
     """
     if network.theta.dtype != np.float64:
         raise InputError(f"the network is {network.theta.dtype}; allowed: float64, or rounding hides the error")
     number("epsilon", epsilon, float, "(0, 1]")
+    start = network.theta.copy()
     network.objective(x, y, loss, weight_decay)
     exact = network.gradient.copy()
-    numeric = np.empty_like(exact)
-    for i, value in enumerate(network.theta):
-        network.theta[i] = value + epsilon
-        above, _ = network.objective(x, y, loss, weight_decay)
-        network.theta[i] = value - epsilon
-        below, _ = network.objective(x, y, loss, weight_decay)
-        network.theta[i] = value
-        numeric[i] = (above - below) / (2 * epsilon)
+    numeric = np.zeros_like(exact)
+    for i in range(len(start)):
+        for step in (epsilon, -epsilon):
+            network.theta[:] = start  # all of it: a layer may have moved its state
+            network.theta[i] += step
+            numeric[i] += network.objective(x, y, loss, weight_decay)[0] / (2 * step)
+    network.theta[:] = start
     norm = np.linalg.norm
+    floor = 1e-4 * norm(exact) + 1e-12  # below it a part is zero, but for rounding
     both = zip(network.parts(exact), network.parts(numeric))
-    return max(norm(g - n) / max(norm(g) + norm(n), 1e-12) for g, n in both)
+    return max(norm(g - n) / max(norm(g) + norm(n), floor) for g, n in both)
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
 # optimiser(theta, config) returns step, state. step(g, t, eta, loss) updates theta in place: step t = 1, 2, ... at the
 # learning rate eta, which may vary. state is what it remembers, {name: array}, updated in place: a checkpoint saves
-# it and puts it back. Moments start at zero; s and r are scratch, overwritten in every step.
+# it and puts it back. Moments start at zero; s and r are scratch, overwritten in every step. loss is J of the batch.
 
 
 def sgd(theta, config):
@@ -478,7 +479,7 @@ class Config:
     loss: str = _setting("cross_entropy", LOSSES, "loss")
     optimizer: str = _setting("adam", OPTIMIZERS, "optimiser")
     learning_rate: float = _setting(4.22e-4, "(0, inf)", "eta")
-    momentum: float = _setting(0.9, "[0, 1)", "m of momentum and nag")
+    momentum: float = _setting(0.9, "[0, 1)", "mu of momentum and nag")
     beta: float = _setting(0.9, "[0, 1)", "beta of rmsprop")
     beta1: float = _setting(0.9, "[0, 1)", "beta1 of adam and nadam")
     beta2: float = _setting(0.999, "[0, 1)", "beta2 of adam and nadam")
@@ -533,7 +534,7 @@ def evaluate(network, x, y, loss="cross_entropy"):
     for i in range(0, len(x), 1000):
         labels = y[i : i + 1000]
         z = network.forward(x[i : i + 1000])
-        total += loss(z, labels)[0] * len(labels)
+        total += float(loss(z, labels)[0]) * len(labels)
         right += int(np.count_nonzero(z.argmax(axis=1) == labels))
     return total / len(x), right / len(x)
 
@@ -632,10 +633,10 @@ def _steps(config, data, network, step, order, t):
         x = data.x_train.take(order[batch], axis=0, mode="clip")  # clip: unchecked
         value, logits[batch] = network.descend(x, labels[batch], loss, config.weight_decay)
         if not math.isfinite(value):
-            return value, 0.0
+            return float(value), 0.0
         t += 1
         step(network.gradient, t, config.learning_rate, value)
-    train_loss, _ = loss(logits, labels)  # without the decay term, which `value` above contains
+    train_loss = float(loss(logits, labels)[0])  # without the decay term, which `value` above contains
     return train_loss, float(np.mean(logits.argmax(axis=1) == labels))
 
 
