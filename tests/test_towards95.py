@@ -182,6 +182,13 @@ def test_a_lesson_is_what_the_teacher_makes_of_the_images_that_the_student_sees(
         lesson(replace(recipe, teacher="dense-8"), small, 0)
 
 
+def test_answers_that_cannot_be_kept_are_used_and_it_is_said(teacher, small, monkeypatch):
+    monkeypatch.setattr(recipes, "CACHE", recipes.FOLDER / "dense-7.npz")  # no folder
+    with pytest.warns(UserWarning, match="cannot be written .*: the teacher will be asked again"):
+        _, p = lesson(replace(SMALL, teacher="dense-7", copies=1), small, 0)
+    np.testing.assert_array_equal(p, recipes.load_network(recipes.FOLDER / "dense-7.npz").predict(small.x_train))
+
+
 def test_several_teachers_answer_with_their_mean_softened_if_asked(teacher, small):
     x = small.x_train
     recipe = replace(SMALL, batch_norm=True, epochs=1, seed=8)
