@@ -137,7 +137,7 @@ def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     JSON list; made, which is NOW unless the code has changed since, and then says before what the row was made.
     """
     table = _stored(path)
-    there = set(table[table.made == NOW][KEY].itertuples(index=False, name=None)) if len(table) else set()
+    there = set(table[table.made == NOW][KEY].itertuples(index=False, name=None))
     wanted = [
         (*one, seed, replace(recipe, seed=seed)) for one, recipe in recipes.items() for seed in range(SEEDS[one[0]])
     ]
@@ -145,7 +145,7 @@ def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
     files = [cache / f"towards95-{Path(path).stem}-{crc32(repr(one[:3]).encode()):08x}.npz" for one in missing]
-    with parallel.workers(workers) as pool, progress(len(missing), "training") as bar:
+    with parallel.process_pool(workers) as pool, progress(len(missing), "training") as bar:
         with parallel.deaf_to_ctrl_c():
             work = {pool.submit(_row, *one, load, file): file for one, file in zip(missing, files)}
         for future in as_completed(work):
@@ -157,7 +157,7 @@ def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
 
 def _stored(path):
     """Return a table as it is stored; without rows if there is none yet."""
-    return load_table(path) if Path(path).exists() else pd.DataFrame()
+    return load_table(path) if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rerun(name, row, folder=FOLDER, load=load_dataset):

@@ -13,7 +13,7 @@ from helpers import Config, InputError, evaluate, new_network
 from lib import tables
 from lib.dataset import DATA_DIR, ROOT
 from lib.sweepfile import check_sweep, read_sweep
-from lib.tracking import train_and_log
+from lib.tracking import said, train_and_log
 
 TABLE = DATA_DIR / "grid.csv.gz"
 REPLAYS = DATA_DIR / "grid_replays.csv.gz"
@@ -72,8 +72,7 @@ def train_and_test(config, data, on_epoch=None, **about):
         rows.append(row)
         if row["epoch"] in TESTED:
             _, tests[f"test_accuracy_{row['epoch']}"] = evaluate(network, data.x_test, data.y_test)
-        said = on_epoch(row) if on_epoch else None
-        return said if isinstance(said, str) else _at_chance(rows, config.epochs)
+        return said(on_epoch, row) or _at_chance(rows, config.epochs)
 
     result = train_and_log(config, data, on_epoch=each_epoch, network=network, **about)
     return result | tests | {"seconds": time.process_time() - began}

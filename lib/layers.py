@@ -285,9 +285,7 @@ class Residual(Layer):
     def __init__(self, *layers):
         if not layers or layers[0].in_place:
             given = f"begins with {type(layers[0]).__name__}" if layers else "has no layers"
-            raise InputError(
-                f"a Residual {given}; allowed: one or more, the first not in place as ReLU and Dropout are"
-            )
+            raise InputError(f"a Residual {given}; allowed: one or more, the first not working in place")
         self.layers = layers
 
     def forward(self, x, mode):
@@ -373,16 +371,18 @@ class Stack(Network):
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
         x = np.asarray(x)
-        choice("mode", self.mode, MODES)
+        if self.mode not in MODES:
+            raise InputError(f"mode is {self.mode!r}; allowed: {', '.join(MODES)}")
         if x.dtype != np.uint8 and not (x.dtype == self.theta.dtype and np.isfinite(x).all()):
             own = self.theta.dtype
             raise InputError(f"x is {x.dtype}; allowed: uint8, or finite numbers of the network's own {own}")
-        flat = (self.sizes[0],)
-        if x.shape[1:] not in (flat, self.shape):
-            raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}) or {('n', *self.shape)}".replace("'", ""))
+        shapes = dict.fromkeys([(self.sizes[0],), self.shape])
+        if x.shape[1:] not in shapes:
+            allowed = " or ".join(f"(n, {', '.join(map(str, shape))})" for shape in shapes)
+            raise InputError(f"x is {x.shape}; allowed: {allowed}")
         if self.mode == "test" and len(x) > 100:
             return np.concatenate([self.forward(x[i : i + 100]) for i in range(0, len(x), 100)])
-        self._last = self.mode
+        self._ready = self.mode == "train"
         a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype)
         a = a.reshape(len(x), *self.shape)
         for layer in self.layers:
@@ -390,10 +390,13 @@ class Stack(Network):
         return a.copy()  # as a layer may keep its output, and the logits are the caller's
 
     def backward(self, delta):
-        """Fill `gradient` from dJ/d(logits), for the x of the last `forward`, in mode "train"; once for each."""
-        if self._last != "train":
-            raise InputError(f"the last forward was in mode {self._last!r}; allowed before backward: 'train'")
-        self._last = "backward"
+        """Fill `gradient` from dJ/d(logits), once after each `forward` in mode "train", for its x.
+
+        Raises InputError after any other, as the layers have then kept something else.
+        """
+        if not self._ready:
+            raise InputError("backward does not follow a forward in mode 'train'; allowed: once after each")
+        self._ready = False
         for layer in reversed(self.layers):
             delta = layer.backward(delta)
 

@@ -34,7 +34,7 @@ def train_all(configs, processes=None, **options):
     except Exception as error:  # each object that cannot be pickled has its own
         what = f"an entry of {', '.join(FAMILIES)}, or an option of train,"
         raise InputError(f"{what} cannot be sent to another process: {error}") from None
-    with workers(processes) as pool:
+    with process_pool(processes) as pool:
         with deaf_to_ctrl_c():
             waiting = deque(pool.submit(_train_one, shared, order) for order in orders)
         while waiting:
@@ -42,7 +42,7 @@ def train_all(configs, processes=None, **options):
 
 
 @contextmanager
-def workers(processes=None):
+def process_pool(processes=None):
     """Open a pool of processes, one for each core unless told; whatever ends the block early ends their work, too.
 
     Raises InputError if a process dies.

@@ -51,9 +51,7 @@ class Recipe:
     batch_size: int = 128
     optimizer: str = "adam"
     learning_rate: float = 4.22e-4  # the peak of the schedule
-    warm_up: float | None = (
-        None  # share of all steps in which it rises; then it falls to zero as a cosine. None: constant
-    )
+    warm_up: float | None = None  # share of all steps in which it rises; then it falls as a cosine. None: constant
     weight_decay: float = 0.0  # lambda of the L2 term
     decoupled_decay: float = 0.0  # lambda in W <- W - eta lambda W (Loshchilov & Hutter, 2019)
     label_smoothing: float = 0.0  # share of the target given to all classes alike (Szegedy et al., 2016)
@@ -238,7 +236,7 @@ def opinion(name, x):
     p = np.empty((len(x), 10), np.float32)
     try:
         fill(kept, "p", p, read_npz(kept, "a teacher's answers", {"p"})["p"])
-    except InputError:  # none yet, or damaged
+    except InputError:  # none yet, damaged, or of other images
         p = load_network(FOLDER / f"{name}.npz").predict(x)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -229,6 +229,12 @@ def train_compiled(config, data, **about):
     return train_and_log(config, data, backend="compiled", **about)
 
 
+def said(on_epoch, row):
+    """Return the sentence with which on_epoch(row) ends a training, or None, whatever else it returns."""
+    result = on_epoch(row) if on_epoch else None
+    return result if isinstance(result, str) else None
+
+
 def plain(config):
     """Return the Config as a dictionary of what JSON and W&B know: a tuple is a list."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
@@ -248,8 +254,7 @@ def _train(config, data, log, on_epoch, network, checkpoint, backend):
             record([row])
         else:  # resumed: the checkpoint, which train has accepted, holds this row and all before
             record(json.loads(str(read_npz(checkpoint, "a checkpoint", {"about"})["about"]))["history"])
-        said = on_epoch(row) if on_epoch else None
-        return said if isinstance(said, str) else log.stopped  # whatever else it may return
+        return said(on_epoch, row) or log.stopped
 
     try:
         options = {"network": network, "checkpoint": checkpoint, "keep_best": True, "backend": backend}

@@ -408,7 +408,7 @@ def test_rows_that_are_added_at_the_same_time_are_all_there(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "tables.sha256"]
 
 
-def test_a_training_that_fails_ends_the_others_and_their_checkpoints_stay(tmp_path, monkeypatch):
+def test_a_training_that_fails_ends_the_others(tmp_path, monkeypatch):
     """The others would take minutes: an interrupt, which takes the same way, must not wait for them either."""
     monkeypatch.setitem(towards95.SEEDS, "plain", 1)
     endless = replace(SMALL, epochs=1000, widths=(256, 256), batch_size=8)
