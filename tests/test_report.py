@@ -317,6 +317,18 @@ def test_no_line_ends_before_a_per_cent_sign_a_number_of_a_figure_or_around_an_e
     assert [word in source for word in ("Question~3", "12~%", "Figure~1", "5~%", "p~=~0.3", "Table~2~%")] == [True] * 6
 
 
+def test_no_line_ends_within_a_short_formula_and_a_long_one_still_breaks(tmp_path):
+    short = convert(
+        tmp_path, new_markdown_cell(" ".join("i" * (7 * k % 60) + r" $\beta_1 = 0.999$" for k in range(300)))
+    )
+    lines = [line.strip() for page in short.reader.pages for line in page.extract_text().splitlines()]
+    assert sum("=" in line for line in lines) > 5 and not [
+        line for line in lines if line[-1:] == "=" or line[:1] == "="
+    ]
+    long = convert(tmp_path, new_markdown_cell("$" + " + ".join(["x_1 x_2 x_3"] * 40) + "$"))
+    assert len(long.reader.pages[0].extract_text().splitlines()) > 4
+
+
 def test_the_same_notebook_gives_the_same_bytes(folder, export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = get_exporter("report.TypstPDFExporter")()
