@@ -145,13 +145,25 @@ def loss(name, y, network):
 
 
 def make_optimizer(theta, config):
-    """Return step and state of the optimiser of `config`. Raises InputError if it does not hand them over."""
+    """Return step and state of the optimiser of `config`; what its step raises becomes an InputError.
+
+    Raises InputError if it does not return them.
+    """
     what = f"optimizer {config.optimizer!r}"
     with _trying(what, STEP):
         made = OPTIMIZERS[config.optimizer](theta, config)
     whole = isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], dict)
     _refuse_unless(whole, f"{what} returns {shown(made)}", STEP)
-    return made
+    step, state = made
+
+    def told(*given):
+        try:
+            step(*given)
+        except Exception:
+            with _trying(f"step of {what}", STEP):
+                raise
+
+    return told, state
 
 
 def check_moves(theta, config):

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from helpers import Config, InputError, Network
+from helpers import ACTIVATIONS, Config, InputError, Network
 from lib.families import make_optimizer, outcomes
 
 try:
@@ -98,6 +98,9 @@ def _network(sizes, activation, theta):
     sizes = sizes.ravel()
     if sizes.dtype.kind not in "iu" or sum(int(n) * int(m) + int(m) for n, m in zip(sizes, sizes[1:])) != theta.size:
         raise InputError(f"sizes is {sizes.tolist()}; allowed: what makes the {theta.size} parameters in theta")
+    if str(activation) not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise InputError(f"activation is {str(activation)!r}; allowed: {known}; your own once it is in ACTIVATIONS")
     return Network(sizes.tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
 
 
@@ -148,6 +151,8 @@ def load_network(path):
     check_network(path, kind, theta)
     try:
         network = NETWORKS[kind](**saved)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, MemoryError, RecursionError) as error:
         raise InputError(f"{path} is not a saved network, or is damaged: {error}") from None
     fill(path, "theta", network.theta, theta)

@@ -15,7 +15,7 @@ from functools import partial, reduce
 import numpy as np
 
 from helpers import WEIGHT_INITS, InputError, Network, choice, number
-from lib.families import fill_weights, floating, generator
+from lib.families import fill_weights, floating, generator, shown
 from lib.files import NETWORKS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
@@ -353,10 +353,16 @@ class Stack(Network):
             layer.state = [next(parts) for _ in layer.remembered]
 
     def _n_out(self):
-        try:
-            z = self.forward(np.zeros((1, *self.shape), self.theta.dtype))
-        except ValueError as error:
-            raise InputError(f"the layers do not fit inputs of shape {self.shape}, or one another: {error}") from None
+        z = np.zeros((1, *self.shape), self.theta.dtype)
+        for k, layer in enumerate(self.layers, 1):
+            which = f"layer {k}, a {type(layer).__name__}, is given {z.shape[1:]}"
+            try:
+                z = layer.forward(z, "test")
+            except (ValueError, TypeError, LookupError, AttributeError) as error:  # one of our own, or of a user's
+                raise InputError(f"{which}: {error}") from error
+            if not isinstance(z, np.ndarray) or len(z) != 1 or z.dtype != self.theta.dtype:
+                allowed = f"an array of {self.theta.dtype}, with a row for each of the batch"
+                raise InputError(f"{which} and returns {shown(z)}; allowed: {allowed}")
         if z.ndim != 2:
             raise InputError(f"the last layer makes {z.shape[1:]} of an input; allowed: (n_out,), as Dense does")
         return z.shape[1]
@@ -449,7 +455,7 @@ def _shapes(layers):
 def _described(name, arguments, options):
     """Make the layer of a description, and the layers within it."""
     if name not in LAYERS:
-        raise ValueError(f"a layer is {name!r}; allowed: {', '.join(LAYERS)}")
+        raise InputError(f"a layer is {name!r}; allowed: {', '.join(LAYERS)}; your own once its class is defined")
     return LAYERS[name](*(_described(*one) if isinstance(one, list) else one for one in arguments), **options)
 
 

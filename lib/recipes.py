@@ -65,6 +65,7 @@ class Recipe:
     teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
     temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
     copies: int = 0  # augmented copies of the images, if there is a teacher; else they are augmented anew in each epoch
+    after: str = ""  # NAME of a stored network: training begins with the weights of NAME-SEED, not with random ones
     seed: int = 0
 
     def __post_init__(self):
@@ -276,11 +277,18 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
 
     A row has epoch, train_loss (smoothed, of the images as augmented), train_accuracy, val_loss, val_accuracy, seconds.
     checkpoint: a file written after each epoch; if it exists, training resumes from there, to the same bits.
-    Raises InputError for images that are not uint8 (n, 784), labels that are not theirs, and a checkpoint of another
-    training, FloatingPointError if the loss is not finite.
+    Raises InputError for images that are not uint8 (n, 784), labels that are not theirs, a checkpoint of another
+    training, and a network to begin with that is missing or has other layers; FloatingPointError if the loss is not
+    finite.
     """
     _check_data(data)
     network = build(recipe)
+    if recipe.after:
+        stored = FOLDER / f"{recipe.after}-{recipe.seed}.npz"
+        first = load_network(stored)
+        if first.shapes != network.shapes:
+            raise InputError(f"the layers of {stored} are {first.shapes}; allowed: {network.shapes}")
+        network.theta[:] = first.theta
     if recipe.shuffled:
         data = shuffle(data)
     average = network.theta.copy()
@@ -360,7 +368,7 @@ def _epoch(recipe, data, network, average, step, epoch):
 def _batches(recipe, data, epoch):
     """Yield the batches of an epoch: images, labels, and share and kind of what is mixed into their targets."""
     n = len(data.y_train)
-    rng = np.random.default_rng([recipe.seed, epoch])
+    rng = np.random.default_rng([recipe.seed, epoch, int(recipe.after != "")])  # not the batches of the one before
     order = rng.permutation(n)
     mirrored = (np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5) ^ (epoch % 2 == 0)
     if recipe.teacher:

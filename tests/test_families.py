@@ -226,6 +226,23 @@ def test_an_optimiser_that_cannot_be_made_is_refused_in_one_line(made, words, mo
         train(tiny_config(optimizer="mine"), small)
 
 
+def test_what_a_step_raises_is_told_in_a_sentence_and_keeps_its_traceback(monkeypatch, small, tiny_config, tmp_path):
+    def third(theta, config):
+        def step(g, t, eta, loss):
+            if t == 3:
+                raise KeyError("v")
+            theta[:] -= eta * g
+
+        return step, {}
+
+    monkeypatch.setitem(helpers.OPTIMIZERS, "mine", third)
+    words = "^step of optimizer 'mine' raises KeyError: 'v'; allowed: step, which moves theta in place"
+    for checkpoint in (None, tmp_path / "c.npz"):
+        with pytest.raises(InputError, match=words) as error:
+            train(tiny_config(optimizer="mine"), small, checkpoint=checkpoint)
+        assert isinstance(error.value.__cause__, KeyError)
+
+
 def test_what_a_function_raises_keeps_its_traceback(monkeypatch):
     def broken(z):
         raise RuntimeError("first line\n  second line")

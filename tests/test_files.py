@@ -67,7 +67,8 @@ def damaged_networks():
     yield {**good, "sizes": np.array([3, -2])}, "sizes"
     yield {**good, "sizes": np.array([3.5, 2])}, "sizes"
     yield {**good, "sizes": np.array(3)}, "sizes"
-    yield {**good, "activation": np.array("magic")}, "activation"
+    allowed = "identity, sigmoid, tanh, ReLU; your own once it is in ACTIVATIONS"
+    yield {**good, "activation": np.array("magic")}, rf"n.npz: activation is 'magic'; allowed: {allowed}$"
 
 
 @pytest.mark.parametrize("content, named", list(damaged_networks()))

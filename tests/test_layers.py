@@ -12,7 +12,7 @@ import pytest
 import helpers
 from helpers import InputError
 from lib.dataset import ROOT
-from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
+from lib.layers import LAYERS, BatchNorm, Convolution, Dense, Dropout, Layer, MaxPool, ReLU, Residual, Stack
 
 STACKS = {  # odd shapes throughout
     "dense": ((5,), lambda: [Dense(5, 7), ReLU(), Dense(7, 3)]),
@@ -218,7 +218,7 @@ def test_layers_whose_shapes_would_be_cut_or_repeated_are_refused(layers, shape,
 
 def test_layers_that_were_refused_are_free_for_another_network():
     layer = Convolution(1, 2)
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="layer 2, a Dense, is given"):
         Stack([layer, Dense(5, 3)], (5, 5, 1))
     assert Stack([layer, Dense(50, 3)], (5, 5, 1)).sizes == [25, 3] and layer.first
 
@@ -433,9 +433,25 @@ def test_no_images_have_no_logits():
 
 
 def test_layers_that_do_not_fit_are_refused():
-    for layers in ([Dense(784, 5), Dense(6, 10)], [Dense(783, 10)], [Convolution(2, 3), Dense(3 * 784, 10)]):
-        with pytest.raises(InputError, match="do not fit"):
+    for layers, words in [
+        ([Dense(784, 5), Dense(6, 10)], r"layer 2, a Dense, is given \(5,\): "),
+        ([Dense(783, 10)], r"layer 1, a Dense, is given \(28, 28, 1\): "),
+        ([Convolution(2, 3), Dense(3 * 784, 10)], r"layer 1, a Convolution, is given \(28, 28, 1\): "),
+    ]:
+        with pytest.raises(InputError, match=words):
             Stack(layers, (28, 28, 1))
+
+
+@pytest.mark.parametrize("forward, words", [
+    (lambda self, x, mode: None, "and returns a NoneType"), (lambda self, x, mode: x.astype(float), "and returns float64"),
+    (lambda self, x, mode: x[0], r"and returns float32 \(4,\)"), (lambda self, x: x, ": .*takes 2 positional arguments"),
+    (lambda self, x, mode: self.missing, ": .*no attribute 'missing'"),
+])  # fmt: skip
+def test_a_layer_of_ones_own_that_is_none_is_named(forward, words, monkeypatch):
+    monkeypatch.setitem(LAYERS, "Mine", None)  # as the class adds itself
+    mine = type("Mine", (Layer,), {"forward": forward})
+    with pytest.raises(InputError, match=rf"^layer 2, a Mine, is given \(4,\) ?{words}"):
+        Stack([Dense(6, 4), mine()], (6,))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -467,12 +483,12 @@ def test_a_stack_that_is_damaged_or_made_of_something_else_is_refused(tmp_path):
     helpers.save_network(path, trained_stack())
     good = dict(np.load(path))
     for change, words in [
-        ({"theta": good["theta"][1:]}, "its theta 2782"), ({"shape": np.array([28, 29, 1])}, "do not fit"),
+        ({"theta": good["theta"][1:]}, "its theta 2782"), ({"shape": np.array([28, 29, 1])}, "s.npz: layer 7, a Dense, is given"),
         ({"layers": np.array("[")}, "not a saved network"), ({"layers": np.array("3")}, "not a saved network"),
-        ({"layers": np.array('[["Sparse", [3], {}]]')}, "Sparse"), ({"layers": np.array('[["Dense", [3], {}]]')}, "not a saved"),
+        ({"layers": np.array('[["Sparse", [3], {}]]')}, "s.npz: a layer is 'Sparse'; allowed: .*; your own once"), ({"layers": np.array('[["Dense", [3], {}]]')}, "not a saved"),
         ({"kind": np.array("Forest")}, "Forest"), ({"colour": np.array(1)}, "not a saved network"),
-        ({"layers": np.array('[["Dense", [784, "x"], {}]]')}, "not a saved"), ({"layers": np.array("[]")}, "not a saved"),
-        ({"layers": np.array('[["Dense", [784, 10, "x"], {}]]')}, "not a saved"),
+        ({"layers": np.array('[["Dense", [784, "x"], {}]]')}, "s.npz: "), ({"layers": np.array("[]")}, "s.npz: layers is empty"),
+        ({"layers": np.array('[["Dense", [784, 10, "x"], {}]]')}, "s.npz: "),
         ({"layers": np.array('[["Dense", [784, 1000000000000], {}]]')}, "785000000000000 numbers"),
     ]:  # fmt: skip
         np.savez(path, **{**good, **change})

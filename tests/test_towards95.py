@@ -346,6 +346,24 @@ def test_a_checkpoint_is_of_these_images_and_these_teachers(small, teacher, tmp_
         train(replace(recipe, teacher="dense-9"), small, tmp_path / "d.npz")
 
 
+def test_a_training_begins_with_the_stored_network_of_its_seed_and_sees_other_batches(teacher, small, tmp_path):
+    recipe, path = replace(SMALL, batch_norm=True, after="dense", seed=7), tmp_path / "c.npz"
+    stored = recipes.load_network(recipes.FOLDER / "dense-7.npz")
+    slow, _ = train(replace(recipe, learning_rate=1e-9), small)
+    np.testing.assert_allclose(slow.theta[: slow.n_parameters], stored.theta[: stored.n_parameters], atol=1e-6)
+    _, history = train(recipe, small, path)
+    assert history[0]["train_loss"] < 0.8 * train(replace(recipe, after=""), small)[1][0]["train_loss"]
+    first = [next(iter(recipes._batches(one, small, 1)))[0] for one in (recipe, replace(recipe, after=""))]
+    assert not np.array_equal(*first)
+    with pytest.raises(InputError, match="dense-8.npz"):
+        train(replace(recipe, seed=8), small)
+    with pytest.raises(InputError, match=r"the layers of .*dense-7.npz are .*9.*; allowed: .*8"):
+        train(replace(recipe, widths=(12, 8)), small)
+    recipes.save_network(recipes.FOLDER / "dense-7.npz", recipe, train(recipe, small)[0])
+    with pytest.raises(InputError, match="began with other weights"):  # another network of that name
+        train(recipe, small, path)
+
+
 def test_a_checkpoint_from_before_a_measure_was_known_still_goes_on(small, tmp_path):
     path = tmp_path / "c.npz"
     whole, _ = train(SMALL, small)
@@ -621,6 +639,7 @@ def test_networks_that_are_damaged_or_something_else_are_refused(tmp_path):
         ({"teacher": "convolutional-0"}, "teacher is 'convolutional-0', copies is 0; allowed: both, or neither"),
         ({"copies": 3}, "copies is 3; allowed: both, or neither"),
         ({"teacher": None}, "teacher is None; allowed: a name"),
+        ({"after": 0}, "after is 0; allowed: a name"),
         ({"flip": "no"}, "flip is 'no'; allowed: True, False"),
         ({"batch_norm": 1}, "batch_norm is 1; allowed: True, False"),
         ({"widths": 256}, "widths is 256; allowed: a sequence of widths"),
