@@ -137,8 +137,22 @@ def first_epoch(table, floor):
     return pd.Series(np.where(passed.any(axis=1), 1.0 + passed.argmax(axis=1), np.nan), table.index)
 
 
+def check_values(name, values):
+    """Raise InputError for a parameter that the grid does not have, or a value that it does not take."""
+    if name not in VALUES:
+        raise InputError(f"the parameter is {name!r}; allowed: {', '.join(VALUES)}")
+    for value in values:
+        if value not in VALUES[name]:
+            raise InputError(f"{name} is {value!r}; allowed: {', '.join(map(str, VALUES[name]))}")
+
+
 def part_of(table, values):
-    """Return the rows whose parameters have one of these values, {name: values}, and the space of these rows."""
+    """Return the rows whose parameters have one of these values, {name: values}, and the space of these rows.
+
+    Raises InputError for a name or a value that the grid does not have.
+    """
+    for name, those in values.items():
+        check_values(name, those)
     return table[np.logical_and.reduce([table[name].isin(those) for name, those in values.items()])], VALUES | values
 
 

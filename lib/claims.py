@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from helpers import InputError
 from lib import anova
 
 FLOOR = 0.8  # a training that passes it has learned; a mean over pairs is taken where both have
@@ -144,10 +145,16 @@ class Pairs(NamedTuple):
 
 
 def match(table, column, first, second):
-    """Return the accuracies (two columns) of all trainings that differ in `column` only: first against second."""
+    """Return the accuracies (two columns) of all trainings that differ in `column` only: first against second.
+
+    Raises InputError for a parameter or a value that the grid does not have, and if the table has no such pair.
+    """
+    anova.check_values(column, [first, second])
     others = [name for name in anova.PARAMETERS if name != column]
     sides = [table.loc[table[column] == value, [*others, "accuracy"]] for value in (first, second)]
     both = sides[0].merge(sides[1], on=others, suffixes=("_first", "_second"))
+    if both.empty:
+        raise InputError(f"{column} is {first!r} and {second!r}; allowed: two values that this table has")
     return both[["accuracy_first", "accuracy_second"]].set_axis(["first", "second"], axis=1)
 
 

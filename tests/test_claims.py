@@ -107,6 +107,19 @@ def test_the_gain_is_over_pairs_that_have_learned_and_the_share_over_all():
     assert found.n == 3 and found.won == 1 and found.gain.n == 2 and found.gain.mean == pytest.approx(0.04)
 
 
+def test_pairs_that_the_grid_does_not_have_are_refused(stored):
+    for given, words in [
+        (("optimiser", "adam", "sgd"), "the parameter is 'optimiser'; allowed: .*optimizer"),
+        (("optimizer", "adam", "eve"), "optimizer is 'eve'; allowed: sgd, .*nadam$"),
+        (("batch_size", 16, 128), "batch_size is 128; allowed: 16, 32, 64$"),
+        (("weight_decay", 0, 0.5), "weight_decay is 0 and 0.5; allowed: two values that this table has"),
+    ]:
+        with pytest.raises(helpers.InputError, match=words):
+            claims.pairs(stored.living, *given)
+    with pytest.raises(helpers.InputError, match="the parameter is .rate."):
+        anova.part_of(stored.grid, {"rate": [0.1]})
+
+
 def test_an_equal_pair_is_won_by_nobody():
     table = grid_of(lambda row: 0.9, activation=["tanh", "ReLU"])
     assert claims.pairs(table, "activation", "tanh", "ReLU").won == 0
