@@ -82,10 +82,16 @@ def parse(argv):
 def read_config(given):
     """Return the Config of the flags given. Raises InputError if one is not allowed."""
     values = {f.name: given[f.name] for f in fields(Config) if f.name in given}
+    if "hidden_size" in given:
+        try:
+            values["hidden_size"] = widths(given["hidden_size"])
+        except ValueError:
+            allowed = FLAGS["hidden_size"][2]
+            raise InputError(f"--hidden_size is {given['hidden_size']!r}; allowed: {allowed}") from None
     for f in fields(Config):
-        if f.name in given:
+        if f.name in given and f.name != "hidden_size":
             with suppress(ValueError):  # not a number: Config refuses the text, in the same words as the rest
-                values[f.name] = widths(given[f.name]) if f.name == "hidden_size" else _plain(given[f.name], f.type)
+                values[f.name] = _plain(given[f.name], f.type)
     try:
         return Config(**values)
     except InputError as error:

@@ -226,7 +226,7 @@ def _keys(where, given, required, optional=()):
             allowed = ", ".join([*required, *optional])
             raise InputError(f"{where} has {shown(key)}, which is not supported; allowed: {allowed}")
         if key not in given:
-            raise InputError(f"{where} has no {key!r}; allowed: with it")
+            raise InputError(f"{where} has no {key!r}; allowed: with {key!r}, as in sweeps/bayes.yaml")
 
 
 def one_of(where, value, allowed):
@@ -270,6 +270,9 @@ def _space(parameters):
 
 def _with_distribution(spec):
     """Return the keys of a parameter, checked, with W&B's default of its distribution."""
+    if not isinstance(spec, dict):
+        example = "value: ..." if spec is None else f"values: {spec}" if isinstance(spec, list) else f"value: {spec}"
+        raise InputError(f"allowed: a mapping, for example {{{shown(example)[1:-1]}}}")
     _keys("it", spec, [], ["value", "values", *RANGE, "q", "distribution"])
     types = {type(spec[end]) for end in RANGE if end in spec}
     if "distribution" not in spec and types == {int, float}:

@@ -283,7 +283,7 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-w_d", "inf"], "--weight_decay is 'inf'; allowed: a number in [0, "),
     (["-nhl", "-1"], "--num_layers is -1; allowed: a whole number in [0, "),
     (["-sz", "0"], "--hidden_size is 0; allowed: a whole number in [1, "),
-    (["-sz", "32,x"], "--hidden_size is '32,x'; allowed: a whole number in [1, "),
+    (["-sz", "32,x"], "--hidden_size is '32,x'; allowed: a whole number in [1, 10000], or one for each layer: 256 128"),
     (["-sz", "32,,16"], "--hidden_size is '32,,16'; allowed: a whole number in [1, "),
     (["-sz", "[32, 16"], "--hidden_size is '[32, 16'; allowed: a whole number in [1, "),
     (["-e", "1_0"], "--epochs is '1_0'; allowed: a whole number in [1, "),
