@@ -1,7 +1,7 @@
 """The whole grid: every training of sweeps/grid.yaml as one table, and what the table says, exactly.
 
 python grid.py                    trains what is missing in data/grid.csv.gz, on every core; run it again to resume
-python grid.py export             writes data/grid.csv.gz as far as it is, while that runs or not
+python grid.py export             writes what is trained so far to data/grid.csv.gz, even while the first command runs
 python grid.py rerun N            trains row N again, and compares all its numbers
 python grid.py seeds              trains 20 configurations with 5 seeds: data/grid_seeds.csv, some minutes
 python grid.py replay             replays searches from the table: data/grid_replays.csv.gz, about a minute on two cores
@@ -14,7 +14,7 @@ without its trainings.
 
 Trials are given, kept and adopted as in sweep.py, and not logged to W&B. Unlike there, the test images are looked at
 after epochs 5 and 10, so that the table can say what a selection on validation images is worth: nothing selects on
-them. Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+them. Exit status: 0 done, 1 not reproduced, 2 invalid input, 130 interrupted.
 """
 
 import os
@@ -227,7 +227,7 @@ def main(argv=None):
         given = parser.parse_args(argv)
         for flag in ("workers", "storage", "backend"):
             if getattr(given, flag) is not None and flag not in FLAGS.get(given.what, ()):
-                allowed = "where the grid itself is trained" + ", or export" * (flag == "storage")
+                allowed = "without a command, which trains the grid" + ", or with export" * (flag == "storage")
                 raise InputError(f"--{flag} is given with {given.what}; allowed: {allowed}")
         workers = None if given.workers is None else number("--workers", given.workers, 1, MOST_WORKERS)
         if (given.number is None) == (given.what == "rerun"):

@@ -239,7 +239,7 @@ class Network:
         return self.a[-1] @ self.W[-1] + self.b[-1]
 
     def backward(self, delta):
-        """Fill `gradient`, but for the decay, from delta_L = dJ/dz_L (batch, n_out), for the x of the last `forward`:
+        """Fill `gradient`, without decay, from delta_L = dJ/dz_L (batch, n_out), for the x of the last `forward`:
 
         dJ/dW_l = a_{l-1}^T delta_l;  dJ/db_l = sum over batch of delta_l;  delta_{l-1} = (delta_l W_l^T) * f'(z_{l-1}).
         """
@@ -437,7 +437,7 @@ BACKENDS = ("numpy", "compiled")  # what takes the steps: the functions here, or
 
 
 def choice(name, value, allowed):
-    """Return the name in `allowed` that `value` is, in any case or by an alias. Raises InputError if there is none."""
+    """Return the name in `allowed` that `value` is or stands for, ignoring case. Raises InputError if there is none."""
     folded = value.casefold() if isinstance(value, str) else None
     alike = [one for one in allowed if one.casefold() in (folded, ALIASES.get(folded))]
     same = [one for one in alike if one == value] or alike
@@ -469,8 +469,8 @@ def _setting(default, allowed, meaning):
 class Config:
     """Everything that defines one training: the course's flags and a seed. Raises InputError if a value is not allowed.
 
-    The defaults are those of the best validation accuracy found: trial 17 of data/sweeps/bayes.csv, rounded. Names may
-    be in any case. hidden_size may be a sequence, one width for each layer; num_layers is then its length.
+    The defaults are those of the best validation accuracy found: trial 17 of data/sweeps/bayes.csv, rounded. Names
+    are not case-sensitive. hidden_size may be a sequence, one width for each layer; num_layers is then its length.
     """
 
     dataset: str = _setting("fashion_mnist", DATASETS, "data set")
@@ -485,7 +485,7 @@ class Config:
     beta2: float = _setting(0.999, "[0, 1)", "beta2 of adam and nadam")
     epsilon: float = _setting(1e-8, "[1e-30, inf)", "epsilon of rmsprop, adam and nadam")
     weight_decay: float = _setting(7.69e-6, "[0, inf)", "lambda of the L2 term")
-    weight_init: str = _setting("random", WEIGHT_INITS, "distribution of the first weights")
+    weight_init: str = _setting("random", WEIGHT_INITS, "distribution of the initial weights")
     num_layers: int = _setting(None, "[0, 1000]", "hidden layers")  # None: 4, or one for each hidden_size
     hidden_size: int | tuple = _setting(256, "[1, 10000]", "neurons of each hidden layer; several: one for each layer")
     activation: str = _setting("ReLU", ACTIVATIONS, "activation of the hidden layers")
@@ -516,7 +516,7 @@ class Config:
 
     @property
     def run_name(self):
-        """A telling name, for example hl_6_lr_0.001_bs_128_opt_rmsprop_act_tanh."""
+        """Return a descriptive name, for example hl_6_lr_0.001_bs_128_opt_rmsprop_act_tanh."""
         sizes = f"_sz_{'-'.join(map(str, self.widths))}" if isinstance(self.hidden_size, tuple) else ""
         rates = f"_lr_{self.learning_rate:g}_bs_{self.batch_size}"
         return f"hl_{self.num_layers}{sizes}{rates}_opt_{self.optimizer}_act_{self.activation}"
@@ -558,7 +558,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
     """Train a network by `config` on `data`; the same seed on the same machine gives the same weights, bit for bit.
 
     on_epoch(row): called after each epoch with its row of the history; a sentence it returns ends the training.
-    network: train this one, in place, instead of a new one; when resuming, with its first weights or the checkpoint's.
+    network: train this one, in place, instead of a new one; to resume, with its initial weights or the checkpoint's.
     keep_best: return the weights of the epoch of best val_accuracy (the first of equals), not those of the last one.
     patience: stop after this many epochs without a better val_accuracy. backend: one of BACKENDS.
     checkpoint: a file (.npz) written after each epoch; if it exists, training resumes from there, to the same bits.
@@ -588,7 +588,7 @@ def train(config, data, on_epoch=None, network=None, keep_best=False, patience=N
                 best_theta[:] = network.theta
             history.append(row)
             save(history)
-            if on_epoch and isinstance(stopped := on_epoch(row), str):  # print, write and update return other things
+            if on_epoch and isinstance(stopped := on_epoch(dict(row)), str):  # print and write return other things
                 break
     if keep_best:
         network.theta[:] = best_theta

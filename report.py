@@ -7,8 +7,8 @@ python report.py [NOTEBOOK]    default: assignment1.ipynb
 --profile NAME    REPORT_PROFILE for the cells: quick or full (default: full)
 --output-dir DIR  where the files and figures go (default: beside the notebook)
 --check           only compare the numbers in the text with the tables
-Exit status: 0 done, 1 the report is not made (a cell fails, the disk is full) or a number in its text is not that of
-the tables, 2 something given cannot be used, 130 interrupted.
+Exit status: 0 done, 1 the report is not made (a cell fails, the disk is full) or a number in its text does not match
+the tables, 2 invalid input, 130 interrupted.
 """
 
 import sys

@@ -4,7 +4,7 @@ python study.py NAME        trains the rows of STUDIES[NAME] that data/studies/N
 python study.py NAME ROW    trains a row of data/studies/NAME.csv again, and compares
 --backend NAME    numpy (default), or compiled, which needs Numba (make fast); `machine` in the table names it
 
-Exit status: 0 done, 1 not reproduced, 2 something given cannot be used, 130 interrupted.
+Exit status: 0 done, 1 not reproduced, 2 invalid input, 130 interrupted.
 """
 
 import sys

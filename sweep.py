@@ -21,7 +21,7 @@ owner has died is adopted by whoever looks next; none ever gets a second number.
 asked for. With one worker they are always the same; with more, what bayes suggests depends on which of them is faster.
 Each trial is a run in W&B, offline unless WANDB_MODE or `wandb disabled` says otherwise; `wandb sync
 wandb/offline-run-*` uploads them.
-Exit status: 0 done, 1 not reproduced, 2 something given or a file cannot be used, 130 interrupted.
+Exit status: 0 done, 1 not reproduced, 2 invalid input or an unusable file, 130 interrupted.
 """
 
 import argparse
@@ -95,9 +95,9 @@ def _check_wandb(flags):
 
 
 def _check_place(path, storage):
-    """Make the folder of a table. Raises InputError if it cannot be, or if the table there would lose trials.
+    """Make the folder of a table. Raises InputError if that fails, or if the table there would lose trials.
 
-    They are those that `storage` does not have; if it is None, a new sweep on W&B, which has none yet.
+    It would lose those that `storage` does not have; None is a new sweep on W&B, which has no trials yet.
     """
     ready_folder(path.parent)
     if not path.exists():
@@ -111,7 +111,7 @@ def _check_place(path, storage):
 
 
 def _finished(table):
-    """Return what tells a table's finished trials from those of any other sweep: `created` depends on the time zone."""
+    """Return a key of each finished trial that no other sweep has: not `created`, which depends on the time zone."""
     table = table[table.state != "running"]
     return set(zip(table.number, table.state, table.seconds.astype(float).fillna(-1)))
 
@@ -237,8 +237,11 @@ def main(argv=None, load=load_dataset):
         parser.add_argument("--quick", action="store_true")
         given = parser.parse_args(argv)
         for name in vars(given).keys() & {"count", "workers", "seed"}:
-            setattr(given, name, number(f"--{name}", getattr(given, name)))
+            setattr(given, name, number(f"--{name}", getattr(given, name), 0 if name == "seed" else 1))
         table = run(**vars(given), load=load)
+        failed = table[table.state == "failed"]
+        if len(failed):
+            say(f"{len(failed)} of {len(table)} trials failed, the first as {failed.stopped.iloc[0]}", "sweep.py")
         best = None if table.best_val_accuracy.isna().all() else table.best_val_accuracy.max()
         path = given.folder / f"{table.attrs['definition']['name']}.csv"
         return {"table": str(path), "best_val_accuracy": best, **table.state.value_counts().to_dict()}

@@ -10,7 +10,7 @@ TABLE is ablation (what each measure is worth), recommended (what the reference 
 epochs) or pixels (what the order of the pixels is worth). NAME is dense, taught (dense too, by the probabilities of
 convolutional networks), convolutional, continued (the stored convolutional network of that seed, trained for as long
 again), or reborn (convolutional, taught too); mnist-convolutional and mnist-taught are the same recipes on digits.
-Exit status: 0 done, 1 not reproduced or not finite, 2 something given cannot be used, 130 interrupted.
+Exit status: 0 done, 1 not reproduced or not finite, 2 invalid input, 130 interrupted.
 """
 
 import sys
@@ -129,12 +129,12 @@ def _row(base, measure, seed, recipe, load, checkpoint=None):
 def complete(path, recipes, workers=None, load=load_dataset, cache=CACHE):
     """Train what a table does not have yet, or has from before, each training in a process of its own; return it.
 
-    A training that was stopped resumes from its checkpoint in the folder `cache`, which is removed once its row is
-    written.
+    A training that was stopped resumes from its checkpoint in the folder `cache`. The checkpoint is removed once its
+    row is written.
 
     It has a row for each training: base and measure, which say what is trained, seed, parameters, epochs, the
     accuracies after the last epoch, best_val_accuracy of all epochs, seconds, machine, val_accuracy of each epoch as a
-    JSON list; made, which is NOW unless the code has changed since, and then says before what the row was made.
+    JSON list; made, which is NOW, or, if the code has changed since, the change before which the row was made.
     """
     table = _stored(path)
     there = set(table[table.made == NOW][KEY].itertuples(index=False, name=None))

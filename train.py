@@ -3,7 +3,7 @@
 The network that is saved and tested is that of the epoch of best val_accuracy. The last line of standard output is the
 result, one flat JSON object; all else goes to standard error. If a file cannot be written after the training, the
 result is printed nevertheless.
-Exit status: 0 trained, 1 the loss was not finite, 2 something given, a file or standard output cannot be used,
+Exit status: 0 trained, 1 the loss was not finite, 2 invalid input, or a file or standard output cannot be used,
 130 interrupted.
 W&B may be offline (`wandb sync` uploads such a run later), disabled, or broken: no training depends on it.
 """
@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -68,7 +69,8 @@ def parse(argv):
         token = tokens.popleft()
         flag, equals, text = token.partition("=")
         if flag not in NAMES:
-            raise InputError(f"{token!r} is not a flag; allowed: {', '.join(NAMES)}")
+            near = "".join(f" ({one}?)" for one in get_close_matches(flag, NAMES, 1))
+            raise InputError(f"{token!r} is not a flag{near}; allowed: {', '.join(NAMES)}")
         if not equals and tokens:
             text = tokens.popleft()
         if not text.strip() or not equals and (text in NAMES or text.startswith("--")):

@@ -4,7 +4,7 @@ python wandb_report.py                                             prints the re
 python wandb_report.py --wandb_project NAME --wandb_entity NAME    of another project than train.py logs to
 
 The runs are those of train.py and sweep.py, logged online or uploaded by `wandb sync`. Images and confusion matrix are
-of the run with a test accuracy whose validation accuracy is best. Called again, it writes the same report anew.
+of the run with a test accuracy whose validation accuracy is best. Called again, it overwrites that report.
 Exit status: 0 written, 2 not: no login, no network, no such run, no permission; 130 interrupted.
 """
 

@@ -47,7 +47,7 @@ SEEDED = {
 }
 CHANCE = (0.08, 0.12)  # val_accuracy of a network that has learnt nothing
 PATIENCE = 3  # epochs that it is given to begin
-FALL = 1e-4  # of train_loss from epoch to epoch: less is none
+FALL = 1e-4  # of train_loss from one epoch to the next: a smaller fall counts as none
 
 
 # -------------------------------------------------------------------------------------------------------- its trainings
@@ -122,7 +122,7 @@ def _check_ends(path, table):
         right &= (epochs >= epoch) == table[name].notna()
     if not right.all():
         number = table.number[~right].iloc[0]
-        allowed = f"those of the first epochs, of a complete training of all {EPOCHS}, of no other"
+        allowed = f"those of the first epochs, of all {EPOCHS} if and only if the training is complete"
         raise InputError(f"{path}, number {number} has values of other epochs; allowed: {allowed}; {tables.REMEDY}")
 
 

@@ -89,8 +89,8 @@ def search_table(grid, replays):
     for key, title in SEARCHES.items():
         quantiles = needed.loc[key].loc[["median", "q10", "q90"]]
         rows[title] = {
-            "runs to within 0.5 %": _several(quantiles.runs),
-            "epochs to there": _several(quantiles.epochs),
+            "runs to within 0.5 points": _several(quantiles.runs),
+            "epochs to this": _several(quantiles.epochs),
             f"there by run {RUNS}": claims.percent((left[key] <= NEAR).mean()),
             f"best by run {RUNS}": claims.percent((left[key] <= 0).mean(), 1),
             f"regret after {SPENT} epochs": f"{regret.loc[(*key, 'median'), SPENT]:.4f}",

@@ -127,8 +127,8 @@ def as_json(value):
 def answer(program, help, argv, work, interrupted="run the same command again to resume"):
     """Run a command line: print what `work(argv)` returns, as a line of JSON unless it is a text; return the status.
 
-    0 done; 1 not reproduced (`agrees` is false) or not finite (`train_loss` is None), and nothing else; 2 something
-    given, a file or standard output cannot be used, as one sentence says; 3 a mistake of ours, with its traceback;
+    0 done; 1 not reproduced (`agrees` is false) or not finite (`train_loss` is None), and nothing else; 2 invalid
+    input, or a file or standard output cannot be used, as one sentence says; 3 a bug, with its traceback;
     130 interrupted. Print `help` instead, if asked to; if `python -OO` has left none, the program's docstring.
     """
     argv = sys.argv[1:] if argv is None else argv

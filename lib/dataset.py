@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from helpers import DATASETS, InputError, check_labels, choice, number
-from lib.families import shown
+from lib.families import shown, trying
 from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,11 +78,8 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     set is missing and cannot be downloaded, if a file is damaged, or if that function returns no Dataset.
     """
     name = choice("dataset", name, DATASETS)
-    if DATASETS[name]:
-        data = DATASETS[name]()
-        if not isinstance(data, Dataset):
-            raise InputError(f"the function of dataset {name!r} returns {shown(data)}; allowed: a Dataset")
-        return data
+    if DATASETS[name] is not None:
+        return _made(name, DATASETS[name])
     seed = number("seed", seed, int, "[0, inf)")
     folder = Path(data_dir) / name
     cache = Path(data_dir) / "cache"
@@ -97,6 +94,18 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     labels = flat[N * 784 :]
     parts = slice(0, N_TRAIN), slice(N_TRAIN, N_TRAIN + N_VAL), slice(N_TRAIN + N_VAL, N)
     return Dataset(name, names, *(both[part] for part in parts for both in (images, labels)))
+
+
+def _made(name, make):
+    what = f"the function of dataset {name!r}"
+    allowed = "a function without arguments that returns a Dataset"
+    if not callable(make):
+        raise InputError(f"{what} is {shown(make)}; allowed: {allowed}")
+    with trying(what, allowed):
+        data = make()
+    if not isinstance(data, Dataset):
+        raise InputError(f"{what} returns {shown(data)}; allowed: a Dataset")
+    return data
 
 
 def _files(folder):
@@ -125,7 +134,7 @@ def _open_cache(path):
 def _check_sums(name, data_dir):
     """Raise InputError if a file of the data set is missing, not listed in SHA256SUMS, or not the one listed.
 
-    Nothing is checked without SHA256SUMS, or in a version of one's own, of which it lists nothing but another's.
+    Without SHA256SUMS nothing is checked, nor is a version that it does not list if it lists another one.
     """
     sums = data_dir / "SHA256SUMS"
     if not sums.exists():

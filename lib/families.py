@@ -1,7 +1,7 @@
 """What stands in the dictionaries of helpers.py, tried before a training relies on it: a user may have added it.
 
-A function that makes a new array where it should work in place is no error of Python's: the network would train on,
-as if the function were not there. So each is called once on a few numbers, and refused in a sentence if it does not do
+Python sees no error if a function makes a new array instead of working in place: the network would train on, as if
+the function were not there. So each is called once on a few numbers, and refused in a sentence if it does not do
 what helpers.py says above its dictionary. What a user's function raises is told in that sentence, too.
 """
 
@@ -9,6 +9,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
+from traceback import extract_tb
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from helpers import (
     LOSSES,
     OPTIMIZERS,
     WEIGHT_INITS,
+    Config,
     InputError,
     Network,
     check_labels,
@@ -31,7 +33,7 @@ STEP = "step, which moves theta in place, and its state, a dictionary"
 
 
 @contextmanager
-def _trying(what, allowed):
+def trying(what, allowed):
     """Turn what a user's function raises into an InputError; the traceback stays with it."""
     try:
         with np.errstate(all="ignore"):
@@ -39,8 +41,11 @@ def _trying(what, allowed):
     except (InputError, MemoryError):
         raise
     except Exception as error:  # whatever a function that we do not know leads to
-        text = f"{what} raises {type(error).__name__}: {error}"
-        raise InputError(f"{text}; allowed: {allowed}") from error
+        place = extract_tb(error.__traceback__)[-1]
+        text = f"{what} raises {type(error).__name__}: {error}; allowed: {allowed}"
+        if place.filename != __file__:  # the function has been called, and it knows where it failed
+            text += f" (line {place.lineno} of {os.path.basename(place.filename)})"
+        raise InputError(text) from error
 
 
 def _refuse_unless(fits, what, allowed):
@@ -97,7 +102,7 @@ def activation(name, width, dtype):
     whole = isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and (pair[1] is None or callable(pair[1]))
     _refuse_unless(whole, f"{what} is {shown(pair)}", PAIR)
     before = np.linspace(-3, 3, 2 * width, dtype=dtype).reshape(2, width)
-    with _trying(what, PAIR):
+    with trying(what, PAIR):
         z, slope, returned = _apply(*pair, before)
         for part, one in zip(("f", "f'"), returned):
             _refuse_unless(_in_place(one, z, slope), f"{part} of {what} returns {shown(one)}", PAIR)
@@ -116,12 +121,14 @@ def fill_weights(W, draw, rng):
     name = next((name for name, one in WEIGHT_INITS.items() if one is draw), draw)
     what = f"weight_init {name!r}"
     allowed = f"finite real numbers {W.shape}"
-    with _trying(what, allowed):
+    with trying(what, allowed):
         drawn = draw(rng, *W.shape)
         fits = isinstance(drawn, np.ndarray) and drawn.shape == W.shape and drawn.dtype.kind in "iuf"
         _refuse_unless(fits, f"{what} returns {shown(drawn)}", allowed)
         W[:] = drawn
+        once, again = (draw(np.random.default_rng(0), 3, 2) for _ in range(2))
     _refuse_unless(np.isfinite(W).all(), f"{what} returns numbers that are not finite in {W.dtype}", allowed)
+    _refuse_unless(np.array_equal(once, again), f"{what} draws from something else than rng", allowed)
 
 
 def loss(name, y, network):
@@ -131,7 +138,7 @@ def loss(name, y, network):
     z = np.linspace(-3, 3, 4 * network.sizes[-1], dtype=network.theta.dtype).reshape(4, -1)
     given = z.copy(), y.copy()
     what = f"loss {name!r}"
-    with _trying(what, LOSS):
+    with trying(what, LOSS):
         returned = LOSSES[name](z, y)
     whole = isinstance(returned, tuple) and len(returned) == 2
     _refuse_unless(whole, f"{what} returns {shown(returned)}", LOSS)
@@ -141,6 +148,10 @@ def loss(name, y, network):
     alike = isinstance(delta, np.ndarray) and delta.shape == z.shape and delta.dtype == z.dtype
     _refuse_unless(alike, f"dL/dz of {what} is {shown(delta)} for z {shown(z)}", LOSS)
     _refuse_unless(np.isfinite(delta).all(), f"dL/dz of {what} is not finite", LOSS)
+    with trying(what, LOSS):
+        twice, _ = LOSSES[name](np.tile(z, (2, 1)), np.tile(y, 2))
+    mean = f"{what} is {value:.4g} for four images and {twice:.4g} for each of them twice, so it is no mean"
+    _refuse_unless(np.isclose(value, twice, rtol=1e-3), mean, LOSS)
     return LOSSES[name]
 
 
@@ -150,7 +161,7 @@ def make_optimizer(theta, config):
     Raises InputError if it does not return them.
     """
     what = f"optimizer {config.optimizer!r}"
-    with _trying(what, STEP):
+    with trying(what, STEP):
         made = OPTIMIZERS[config.optimizer](theta, config)
     whole = isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], dict)
     _refuse_unless(whole, f"{what} returns {shown(made)}", STEP)
@@ -160,7 +171,7 @@ def make_optimizer(theta, config):
         try:
             step(*given)
         except Exception:
-            with _trying(f"step of {what}", STEP):
+            with trying(f"step of {what}", STEP):
                 raise
 
     return told, state
@@ -213,7 +224,7 @@ def network_to_train(config, data, network, on_epoch, checkpoint):
     """
     parts = [f"{one}_{part}" for one in "xy" for part in ("train", "val")]
     for name, value, fits, allowed in (
-        ("config", config, hasattr(config, "widths"), "a Config"),
+        ("config", config, isinstance(config, Config), "a Config"),
         ("data", data, all(hasattr(data, part) for part in parts), "a Dataset"),
         ("network", network, isinstance(network, Network | None), "a Network"),
         ("on_epoch", on_epoch, on_epoch is None or callable(on_epoch), "a function of an epoch's row"),

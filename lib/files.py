@@ -109,7 +109,7 @@ NETWORKS = {"Network": _network}  # kind: what makes one from its description an
 
 def description(network):
     """Return what a file needs, beside theta, to make a network of the same kind and shape."""
-    if type(network) is Network:
+    if not hasattr(network, "description"):
         return {"sizes": network.sizes, "activation": network.activation}
     return network.description()
 
@@ -232,9 +232,11 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
     for name, now in json.loads(json.dumps(training)).items():
         if name == "start" and then[name] != now:
             sentence = f"{path} is a checkpoint of a network that began with other weights"
-            raise InputError(f"{sentence}; allowed: it, as it was at first or as the file has it, or another file")
+            allowed = "that one, with its initial weights (the same seed) or the file's, or another file"
+            raise InputError(f"{sentence}; allowed: {allowed}")
         if then.get(name) != now:
             there = f"{name} is {then.get(name)!r} there, {now!r} here"
+            there += ", as the function has changed" * name.startswith("outcome of")
             raise InputError(f"{path} is a checkpoint of another training: {there}; allowed: another file")
     if saved.keys() != arrays.keys():
         raise InputError(f"{path} holds {sorted(saved)}; allowed: {sorted(arrays)}, the state of this training")

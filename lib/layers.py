@@ -36,12 +36,15 @@ class Layer:
     in_place = False  # forward overwrites its x
 
     def __init_subclass__(cls):
+        known = LAYERS.get(cls.__name__, cls)
+        if known.__module__ == __name__ != cls.__module__:  # files that hold it would be read as the other
+            raise InputError(f"a layer is named {cls.__name__!r}, which lib.layers has; allowed: another name")
         LAYERS[cls.__name__] = cls
 
     def __new__(cls, *arguments, **options):
         layer = super().__new__(cls)
-        layer.arguments = arguments
-        layer.options = options
+        layer.arguments = tuple(_plain(value) for value in arguments)
+        layer.options = {name: _plain(value) for name, value in options.items()}
         return layer
 
     def __reduce__(self):
@@ -53,7 +56,7 @@ class Layer:
         return [type(self).__name__, arguments, self.options]
 
     def begin(self, rng):
-        """Draw the first parameters; they are zero before."""
+        """Draw the initial parameters; they are zero before."""
 
     def kept(self, name, shape, dtype, create=np.empty):
         """Return an array of this name and shape: that of the last call if it fits, as large ones are slow to get."""
@@ -61,6 +64,11 @@ class Layer:
         if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
             arrays[name] = create(shape, dtype)
         return arrays[name]
+
+
+def _plain(value):
+    """Return NumPy's numbers as Python's, which JSON takes."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_sizes(**sizes):
@@ -333,6 +341,7 @@ class Stack(Network):
         try:
             for layer in self.every:
                 layer.begin(rng)
+            self._check_views()
             self.sizes.append(self._n_out())
         except BaseException:  # the layers are free for another network
             self.layers[0].first = False
@@ -403,8 +412,20 @@ class Stack(Network):
         if not self._ready:
             raise InputError("backward does not follow a forward in mode 'train'; allowed: once after each")
         self._ready = False
-        for layer in reversed(self.layers):
+        for k, layer in reversed([*enumerate(self.layers, 1)]):
             delta = layer.backward(delta)
+            if k > 1 and not isinstance(delta, np.ndarray):
+                which = f"backward of layer {k}, a {type(layer).__name__},"
+                raise InputError(f"{which} returns {shown(delta)}; allowed: dJ/dx, an array of the shape of its input")
+        self._check_views()
+
+    def _check_views(self):
+        """Raise InputError if a layer has put a new array in the place of one that it was given to fill."""
+        for layer in self.every:
+            for part in (*layer.W, *layer.v, *layer.state, *layer.dW, *layer.dv):
+                if part.base is not self.theta and part.base is not self.gradient:
+                    allowed = "numbers put into these arrays, as by self.v[0][:] = 1"
+                    raise InputError(f"a {type(layer).__name__} replaces its W, v, dW, dv or state; allowed: {allowed}")
 
     def descend(self, x, y, loss, weight_decay):
         """Do what Network.descend does, in mode "train"."""

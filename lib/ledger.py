@@ -199,7 +199,7 @@ class Ledger:
         return running
 
     def _is_free(self, trial, sign):
-        """Return whether the owner of a trial has died; None if that has still to be seen. sign: its last of life."""
+        """Return whether the owner of a trial has died; None if that is not known yet. sign: the last sign of life."""
         owner = trial.user_attrs["owner"]
         if not owner or owner["node"] is None:  # given up
             return True
@@ -212,8 +212,8 @@ class Ledger:
     def _is_silent(self, trial, sign):
         """Return whether an owner out of sight has died; None if that has still to be seen.
 
-        It has if there was no sign of life for GRACE by the database's clock, which stamps them; and, since that clock
-        may have been set, if none comes while we watch. So two machines' clocks are never compared.
+        It has died if the last sign of life is older than GRACE by the database's clock, which stamps all signs; and,
+        as that clock may have been set, if none comes while we watch. So two machines' clocks are never compared.
         """
         seen = {"owner": trial.user_attrs["owner"], "sign": sign and sign[0]}
         before, since = self._watched.get(trial._trial_id, (None, 0))

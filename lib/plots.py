@@ -183,9 +183,11 @@ def ravine(paths, curvature):
         2, -(-len(paths) // 2), figsize=(WIDTH, 3.1), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     x, y = np.meshgrid(np.linspace(-4.6, 1.8, 120), np.linspace(-2, 2, 80))
-    for j, (ax, (title, path)) in enumerate(zip(axes.flat, paths.items(), strict=True)):
+    for ax in axes.flat[len(paths) :]:
+        ax.remove()
+    for j, (ax, (title, path)) in enumerate(zip(axes.flat, paths.items())):
         ax.contour(x, y, (curvature[0] * x**2 + curvature[1] * y**2) / 2, 12, colors="0.85", linewidths=0.6)
-        ax.plot(*path.T, "-", marker=".", color=COLORS[j], markersize=4, linewidth=0.9)
+        ax.plot(*path.T, "-", marker=".", color=COLORS[j % len(COLORS)], markersize=4, linewidth=0.9)
         ax.plot(*path[0], "o", color="k", markersize=4)
         ax.plot(0, 0, "*", color="k", markersize=7)
         ax.set(title=title, xlim=(-4.6, 1.8), ylim=(-2, 2))
@@ -204,7 +206,7 @@ def signal(profiles, titles):
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for (init, activation), values in profiles.items():
             j = activations.index(activation)
-            style = ["--", "-", ":"][inits.index(init)]
+            style = ["--", "-", ":", "-."][inits.index(init) % 4]
             layers = np.arange(1, len(values[i]) + 1)
             label = f"{init}, {activation}"
             ax.semilogy(layers, values[i], style, marker=MARKERS[j], color=COLORS[j], label=label, markersize=4)

@@ -61,7 +61,7 @@ class Recipe:
     mix: float = 0.0  # share of the images into which another is mixed, by up to a half (Zhang et al., 2018)
     erase: float = 0.0  # share of the images of which a rectangle is replaced by noise (Zhong et al., 2020)
     noise: float = 0.0  # standard deviation, of pixels from 0 to 1
-    average: float = 0.0  # rate of a running mean of the weights, which is what is evaluated
+    average: float = 0.0  # decay factor of the moving average of the weights that is evaluated
     teacher: str = ""  # "NAME-SEED" or several, with "+" between: their mean probabilities are the target, not labels
     temperature: float = 1.0  # of the teacher's probabilities, p^(1/T): above 1 they are softer
     copies: int = 0  # augmented copies of the images, if there is a teacher; else they are augmented anew in each epoch
@@ -122,7 +122,7 @@ def dense(recipe):
 
 
 def convolutional(recipe):
-    """Make a convolution to widths[0] channels, then for each width a convolution, a maximum of 2 x 2, a residual one.
+    """Make a convolution to widths[0] channels; per further width a convolution, 2 x 2 max pooling, a residual one.
 
     Four widths leave 3 x 3 pixels, of which the last layer takes the maximum. Returns the layers and the shape of x.
     """
@@ -165,7 +165,7 @@ def build(recipe, dtype=np.float32):
 
 
 def augment(x, recipe, rng, mirrored=None):
-    """Mirror, shift and disturb images x (n, 784) uint8 by chance, partly in place; with noise they become float32.
+    """Mirror, shift and disturb images x (n, 784) uint8 at random, partly in place; with noise they become float32.
 
     mirrored: which images to mirror, (n,) bool; if None, each with probability 1/2.
     """
@@ -263,7 +263,7 @@ def shuffle(data):
 
 
 def rate(recipe, progress):
-    """Return the learning rate at which a share `progress` of the training is done."""
+    """Return the learning rate once a share `progress` of the training is done."""
     if recipe.warm_up is None:
         return recipe.learning_rate
     if progress < recipe.warm_up:
@@ -282,13 +282,7 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
     finite.
     """
     _check_data(data)
-    network = build(recipe)
-    if recipe.after:
-        stored = FOLDER / f"{recipe.after}-{recipe.seed}.npz"
-        first = load_network(stored)
-        if first.shapes != network.shapes:
-            raise InputError(f"the layers of {stored} are {first.shapes}; allowed: {network.shapes}")
-        network.theta[:] = first.theta
+    network = _first_network(recipe)
     if recipe.shuffled:
         data = shuffle(data)
     average = network.theta.copy()
@@ -317,6 +311,18 @@ def train(recipe, data, checkpoint=None, on_epoch=None):
                 on_epoch(row)
     _settle(recipe, data, network, average)
     return network, history
+
+
+def _first_network(recipe):
+    """Build the network with which a training begins, its weights drawn from its seed, or those of `after`."""
+    network = build(recipe)
+    if recipe.after:
+        path = FOLDER / f"{recipe.after}-{recipe.seed}.npz"
+        stored = load_network(path)
+        if stored.shapes != network.shapes:
+            raise InputError(f"the layers of {path} are {stored.shapes}; allowed: {network.shapes}")
+        network.theta[:] = stored.theta
+    return network
 
 
 def _check_data(data):

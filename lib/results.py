@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution
 import helpers
 from lib import anova, claims, replay, studies, tables
 from lib.dataset import DATA_DIR, ROOT
+from lib.families import make_optimizer
 from lib.plots import words
 from lib.recipes import load_table, newest
 from lib.sweepfile import load_sweep, read_sweep
@@ -48,9 +49,13 @@ def read_tables(folder=DATA_DIR):
 
 
 def compare(study, seed, history):
-    """Return a sentence: the training just made, by its history, beside the stored one of this seed."""
-    row = study[study.seed == seed].iloc[0]
+    """Return a sentence: the training just made, by its history, beside the stored one of this seed, if there is."""
+    if not history:
+        return f"seed {seed}: the loss was not finite in the first epoch"
     now = [epoch["val_accuracy"] for epoch in history]
+    if seed not in set(study.seed):
+        return f"seed {seed}: {now[-1]:.4f}; stored are the seeds {', '.join(map(str, study.seed))}"
+    row = study[study.seed == seed].iloc[0]
     then = row.val_accuracy_history[: len(now)]
     same = row.machine == tables.machine()
     agree = "the same to the last bit" if same else f"differ by {abs(now[-1] - then[-1]):.4f}, as two machines may"
@@ -129,7 +134,7 @@ def ravine(theta):
 def path(name, rate, steps=60, start=(-4.0, 1.5)):
     """Return the points (steps + 1, 2) that an optimiser of helpers.py visits in the ravine."""
     theta = np.array(start)
-    step, _ = helpers.OPTIMIZERS[name](theta, helpers.Config(optimizer=name, learning_rate=rate))
+    step, _ = make_optimizer(theta, helpers.Config(optimizer=name, learning_rate=rate))
     points = [theta.copy()]
     for t in range(1, steps + 1):
         loss = float(theta @ ravine(theta)) / 2

@@ -85,7 +85,7 @@ class Database:
         text = address.render_as_string(hide_password=False)
         new = self._is_new()
         if new and not begin:
-            raise NoSweep(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet")
+            raise NoSweep(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet, as none was run there")
         with self._making() if new else nullcontext():
             checks = {"skip_compatibility_check": True, "skip_table_creation": not (new and self._is_new())}
             self.optuna = optuna.storages.RDBStorage(text, dict(OPTIONS[self.kind]), **checks)
@@ -169,7 +169,7 @@ class Database:
 
     @contextmanager
     def writing(self, connection=None):
-        """Yield a connection whose changes take effect together: at the end, or on a server with what `alone` holds."""
+        """Yield a connection whose changes take effect together: at the end or, on a server, when `alone` ends."""
         if not connection:
             with self.turn(), self.engine.begin() as connection:
                 yield connection

@@ -124,7 +124,7 @@ STUDIES = {
 
 
 def load_study(name, folder=FOLDER):
-    """Return the stored table of a study, all of it. Raises InputError where there is none, or it is damaged."""
+    """Return the stored table of a study, all of it. Raises InputError if there is none, or if it is damaged."""
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in Path(folder).glob("*.csv"))) or "none yet"

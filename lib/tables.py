@@ -314,7 +314,7 @@ def add_row(path, read, row, key):
 
 
 def refuse_loss(path, kept, found, what="trials", storage="the storage"):
-    """Raise InputError if the table at `path`, of the set `kept`, would lose some of it: `storage` has only `found`."""
+    """Raise InputError if the table at `path` has rows (the set `kept`) that are not in `found`, those of `storage`."""
     if lost := len(kept - found):
         remedy = "another --folder, or to move that file away"
         raise InputError(f"{path} would lose {lost:,} {what}, which {storage} does not have; allowed: {remedy}")

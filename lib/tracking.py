@@ -269,7 +269,7 @@ def _train(config, data, log, on_epoch, network, checkpoint, backend):
 
 
 def _save(path, network):
-    """Save the network, in the folder for temporary files if it cannot be where it is to go; return that sentence."""
+    """Save the network at `path`, or else in a temporary folder; return a sentence if `path` was not written."""
     try:
         save_network(path, network)
     except InputError as error:  # its weights are not finite, though the loss is
@@ -284,7 +284,7 @@ def _save(path, network):
 
 
 def _test(network, data, log, step):
-    """Return the accuracy on the test images, which is logged with what there is to see of them."""
+    """Return the accuracy on the test images; log it, with the confusion matrix and one image of each class."""
     predicted = network.predict(data.x_test).argmax(axis=1)
     accuracy = float(np.mean(predicted == data.y_test))
     log(log_test, data, predicted, accuracy, step)

@@ -236,7 +236,7 @@ def test_what_a_step_raises_is_told_in_a_sentence_and_keeps_its_traceback(monkey
         return step, {}
 
     monkeypatch.setitem(helpers.OPTIMIZERS, "mine", third)
-    words = "^step of optimizer 'mine' raises KeyError: 'v'; allowed: step, which moves theta in place"
+    words = r"^step of optimizer 'mine' raises KeyError: 'v'; allowed: step, .* \(line \d+ of test_families.py\)$"
     for checkpoint in (None, tmp_path / "c.npz"):
         with pytest.raises(InputError, match=words) as error:
             train(tiny_config(optimizer="mine"), small, checkpoint=checkpoint)
@@ -251,6 +251,26 @@ def test_what_a_function_raises_keeps_its_traceback(monkeypatch):
     with pytest.raises(InputError, match="^activation 'mine' raises RuntimeError: first line second line; ") as error:
         Network([3, 2, 2], "mine")
     assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_a_sum_is_no_mean_and_a_draw_from_elsewhere_no_seed(monkeypatch, small, tiny_config):
+    def summed(z, y):
+        value, delta = helpers.cross_entropy(z, y)
+        return value * len(y), delta * len(y)
+
+    monkeypatch.setitem(helpers.LOSSES, "mine", summed)
+    words = "^loss 'mine' is .* for four images and .* for each of them twice, so it is no mean; allowed: "
+    with pytest.raises(InputError, match=words):
+        train(tiny_config(loss="mine"), small)
+    other = np.random.default_rng(1)
+    monkeypatch.setitem(helpers.WEIGHT_INITS, "mine", lambda rng, n_in, n_out: other.normal(size=(n_in, n_out)))
+    with pytest.raises(InputError, match="^weight_init 'mine' draws from something else than rng; allowed: "):
+        Network([3, 2], weight_init="mine")
+
+
+def test_a_callback_cannot_change_the_history(small, tiny_config):
+    _, history, _ = train(tiny_config(), small, lambda row: row.clear())
+    assert all("val_accuracy" in row for row in history) and len(history) == 3
 
 
 def test_the_functions_that_are_there_are_as_they_should_be(small):

@@ -189,7 +189,7 @@ def test_the_command_line(capsys):
         "--workers 0": "--workers is '0'",
         "--workers 9999": "--workers is '9999'",
         "--storage redis://a": "redis",
-        "rerun 1 --workers 2": "--workers is given with rerun; allowed: where the grid itself is trained",
+        "rerun 1 --workers 2": "--workers is given with rerun; allowed: without a command, which trains the grid",
         "seeds --storage sqlite:///grid.db": "--storage is given with seeds; allowed: ",
         "replay --workers 2": "--workers is given with replay",
         "export --workers 2": "--workers is given with export",

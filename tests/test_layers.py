@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import helpers
-from helpers import InputError
+from helpers import InputError, gradient_check
 from lib.dataset import ROOT
 from lib.layers import LAYERS, BatchNorm, Convolution, Dense, Dropout, Layer, MaxPool, ReLU, Residual, Stack
 
@@ -448,10 +448,61 @@ def test_layers_that_do_not_fit_are_refused():
     (lambda self, x, mode: self.missing, ": .*no attribute 'missing'"),
 ])  # fmt: skip
 def test_a_layer_of_ones_own_that_is_none_is_named(forward, words, monkeypatch):
-    monkeypatch.setitem(LAYERS, "Mine", None)  # as the class adds itself
+    monkeypatch.setattr("lib.layers.LAYERS", dict(LAYERS))  # as the class adds itself
     mine = type("Mine", (Layer,), {"forward": forward})
     with pytest.raises(InputError, match=rf"^layer 2, a Mine, is given \(4,\) ?{words}"):
         Stack([Dense(6, 4), mine()], (6,))
+
+
+class Scale(Layer):
+    """y = v x, with a v, a dv and a state that may be put there anew, as they must not be."""
+
+    def __init__(self, wrong):
+        self.vectors = self.remembered = [(4,)]
+        self.wrong = wrong
+
+    def begin(self, rng):
+        self.v[0].fill(1)
+        if self.wrong == "v":
+            self.v[0] = np.ones(4)
+
+    def forward(self, x, mode):
+        self.x = x
+        if self.wrong == "state":
+            self.state[0] = self.state[0] + 1
+        return x * self.v[0]
+
+    def backward(self, delta):
+        if self.wrong == "nothing":
+            return None
+        if self.wrong == "dv":
+            self.dv[0] = (delta * self.x).sum(axis=0)
+        self.dv[0][:] = (delta * self.x).sum(axis=0)
+        return delta * self.v[0]
+
+
+@pytest.mark.parametrize("wrong", ["", "v", "dv", "state", "nothing"])
+def test_a_layer_of_ones_own_fills_the_arrays_that_it_is_given(wrong):
+    def check():
+        network = Stack([Dense(3, 4), Scale(wrong), Dense(4, 2)], (3,), 0, np.float64)
+        return gradient_check(network, np.arange(9.0).reshape(3, 3), np.array([0, 1, 1]))
+
+    words = "^a Scale replaces its W, v, dW, dv or state; allowed: numbers put into these arrays"
+    if wrong == "nothing":
+        words = "^backward of layer 2, a Scale, returns a NoneType; allowed: dJ/dx, an array"
+    if not wrong:
+        assert check() < 1e-7
+        return
+    with pytest.raises(InputError, match=words):
+        check()
+
+
+def test_a_name_of_ours_is_not_taken_and_numbers_of_numpys_can_be_saved(tmp_path):
+    with pytest.raises(InputError, match="^a layer is named 'Dense', which lib.layers has; allowed: another name$"):
+        type("Dense", (Layer,), {})
+    network = Stack([Dense(np.prod((7, 7)), n_out=np.int64(3))], (49,), 0)
+    helpers.save_network(tmp_path / "n.npz", network)
+    np.testing.assert_array_equal(helpers.load_network(tmp_path / "n.npz").theta, network.theta)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -498,7 +498,7 @@ if __name__ == "__main__":
     helpers.DATASETS["none"] = lambda: sys.no_such_name  # an error in the process
     try:
         list(lib.parallel.train_all([helpers.Config(dataset="none"), endless], 2))
-    except AttributeError:
+    except helpers.InputError:
         print("error", flush=True)
     threading.Timer(8, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
