@@ -82,7 +82,7 @@ def show_source(*functions):
 def show_table(table):
     """Display a table: as HTML, which notebooks take, and as Markdown, which LaTeX takes; numbers to the right."""
     rows = [[str(cell) for cell in row] for row in table.reset_index().to_numpy(object)]
-    names = [table.index.name or "", *map(str, table.columns)]
+    names = [*(name or "" for name in table.index.names), *map(str, table.columns)]
     right = [all(_numeric(cell) for cell in column) for column in zip(*rows, strict=True)]
     styles = [f' style="text-align: {"right" if one else "left"}"' for one in right]
     cells = [[f"<td{style}>{html.escape(cell)}</td>" for style, cell in zip(styles, row, strict=True)] for row in rows]

@@ -355,6 +355,8 @@ def test_compare_says_whether_the_training_agrees():
     near = results.compare(elsewhere, 0, [{"val_accuracy": value} for value in (0.5, 0.6001)])
     assert "; differ by 0.0001, as two machines may" in near
     assert "DISAGREE" in results.compare(elsewhere, 0, [{"val_accuracy": value} for value in (0.5, 0.72)])
+    assert results.compare(study, 7, [{"val_accuracy": 0.5}]).startswith("seed 7: 0.5000; stored are the seeds 0")
+    assert results.compare(study, 0, []) == "seed 0: the loss was not finite in the first epoch"
 
 
 def test_the_three_spaces_are_those_of_the_sweep_files():

@@ -76,6 +76,8 @@ def test_show_table_has_the_same_cells_in_html_and_markdown(capsys, monkeypatch)
     assert markdown.splitlines()[:3] == ["| i | a < b | words |", "| :- | -: | :- |", "| x | 0.5 | one |"]
     assert r"two \| three" in markdown
     assert html.count("text-align: right") == 3  # one column: its head and two numbers
+    plots.show_table(pd.DataFrame({"a": [1]}, pd.MultiIndex.from_tuples([("x", 2)], names=["i", None])))
+    assert shown[1]["text/markdown"] == "| i |  | a |\n| :- | -: | -: |\n| x | 2 | 1 |"
 
 
 def test_show_epoch_is_one_line(capsys):
@@ -257,6 +259,12 @@ def test_ladder_has_each_mean_at_its_name():
     assert ticks(ax.yaxis) == ["one", "two"] and ax.yaxis_inverted()
     assert [container[0].get_xydata().tolist() for container in ax.containers] == [[[0.9, 0]], [[0.95, 1]]]
     assert texts(ax) == ["90.00 ± 1.00 %", "95.00 %"]
+
+
+def test_a_ravine_takes_any_number_of_paths():
+    for n in (1, 3, 7):
+        figure = plots.ravine({str(k): np.zeros((4, 2)) for k in range(n)}, (1.0, 25.0))
+        assert [ax.get_title("left") for ax in figure.axes] == [str(k) for k in range(n)]
 
 
 def test_recalls_order_the_classes_by_the_first_network():
