@@ -275,7 +275,7 @@ def answers(name, seed=0):
 def recalls(network, data):
     """Return the recall of each class by the selected network and by the final ones."""
     found = {"selected configuration": results.predict(network, data.x_test)}
-    found |= {name: answers(name) for name in ("taught", "convolutional")}
+    found |= {name: answers(name) for name in ("taught", "continued")}
     counts = {name: results.confusion(data.y_test, predicted) for name, predicted in found.items()}
     return {name: np.diag(one) / one.sum(axis=1) for name, one in counts.items()}
 
@@ -294,6 +294,12 @@ def together(stored, name, y):
     return recipes.ensemble([f"{name}-{seed}" for seed in network(stored, name).index], y)
 
 
+def continuing(stored):
+    """Return the Difference in test accuracy between each continued network and the one with which it began."""
+    after = network(stored, "continued")
+    return claims.paired(after, network(stored, "convolutional")[after.index])
+
+
 def ladder(stored, y):
     """Return {name: (mean test accuracy, deviation or None, group)}: what was reached, step by step, and by others."""
     one, several = "this report, one network", "this report, averaged"
@@ -307,12 +313,14 @@ def ladder(stored, y):
         "the selected configuration (Question 7)": step(stored.selected.test_accuracy, one),
         "dense, wide, all measures but noise": step(networks["dense"].test_accuracy, one),
     }
-    for name in ("taught", "convolutional"):
+    labels = {"taught": "taught", "convolutional": "convolutional", "continued": "convolutional, continued"}
+    for name, label in labels.items():
         table = networks[name]
-        steps[name] = step(table.test_accuracy, one)
-        steps[f"{name}, mirrored too"] = step(table.test_accuracy_flips, several)
-        if len(table) > 1:
-            steps[f"{len(table)} {name} networks, mirrored too"] = together(stored, name, y), None, several
+        steps[label] = step(table.test_accuracy, one)
+        if name != "convolutional":
+            steps[f"{label}, mirrored too"] = step(table.test_accuracy_flips, several)
+            if len(table) > 1:
+                steps[f"{label}, {len(table)} networks, mirrored too"] = together(stored, name, y), None, several
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 

@@ -325,7 +325,7 @@ def pixels(accuracies):
 def ladder(steps):
     """Draw test accuracies, one below the other, with numbers. steps: {name: (mean, deviation or None, group)}."""
     groups = list(dict.fromkeys(group for *_, group in steps.values()))
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(steps) + 1.1), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.22 * len(steps) + 1.1), layout="constrained")
     for y, (mean, deviation, group) in enumerate(steps.values()):
         j = groups.index(group)
         style = {"color": COLORS[[0, 3, 7][j]], "marker": MARKERS[j], "markersize": 5, "label": group}
@@ -345,7 +345,7 @@ def ladder(steps):
 def recalls(shares, class_names):
     """Draw the recall of each class by several networks ({name: (10,)}), the hardest class of the first on top."""
     order = np.argsort(next(iter(shares.values())))
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.6), layout="constrained")
     for j, (name, share) in enumerate(shares.items()):
         ax.plot(share[order], range(len(order)), MARKERS[j], color=COLORS[j], markersize=5, label=name)
     lines = np.array(list(shares.values()))[:, order]
