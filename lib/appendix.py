@@ -313,14 +313,13 @@ def ladder(stored, y):
         "the selected configuration (Question 7)": step(stored.selected.test_accuracy, one),
         "dense, wide, all measures but noise": step(networks["dense"].test_accuracy, one),
     }
-    labels = {"taught": "taught", "convolutional": "convolutional", "continued": "convolutional, continued"}
-    for name, label in labels.items():
+    for name in ("taught", "convolutional", "continued"):
         table = networks[name]
-        steps[label] = step(table.test_accuracy, one)
+        steps["convolutional, continued" if name == "continued" else name] = step(table.test_accuracy, one)
         if name != "convolutional":
-            steps[f"{label}, mirrored too"] = step(table.test_accuracy_flips, several)
+            steps[f"{name}, mirrored too"] = step(table.test_accuracy_flips, several)
             if len(table) > 1:
-                steps[f"{label}, {len(table)} networks, mirrored too"] = together(stored, name, y), None, several
+                steps[f"{name}, {len(table)} networks, mirrored too"] = together(stored, name, y), None, several
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 
