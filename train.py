@@ -69,8 +69,8 @@ def parse(argv):
         token = tokens.popleft()
         flag, equals, text = token.partition("=")
         if flag not in NAMES:
-            near = "".join(f" ({one}?)" for one in get_close_matches(flag, NAMES, 1))
-            raise InputError(f"{token!r} is not a flag{near}; allowed: {', '.join(NAMES)}")
+            near = "".join(f"; the nearest is {one}" for one in get_close_matches(flag, NAMES, 1))
+            raise InputError(f"{token!r} is not a flag; allowed: {', '.join(NAMES)}{near}")
         if not equals and tokens:
             text = tokens.popleft()
         if not text.strip() or not equals and (text in NAMES or text.startswith("--")):

@@ -540,6 +540,13 @@ def test_divergence_is_said_and_is_status_1(run, argv, some):
     assert (result["best_epoch"] is not None) == (result["best_val_accuracy"] is not None) == some == bool(err)
 
 
+def test_a_misspelt_flag_is_told_the_nearest():
+    with pytest.raises(helpers.InputError, match="^'--epoch' is not a flag; allowed: .*; the nearest is --epochs$"):
+        train.parse(["--epoch", "3"])
+    with pytest.raises(helpers.InputError, match="^'--xyz' is not a flag; allowed: .* -a$"):
+        train.parse(["--xyz", "3"])
+
+
 def test_divergence_of_a_real_process():
     status, out, err = process("-o", "sgd", "-lr", 1e6, "-a", "ReLU", "--wandb_mode", "disabled")
     assert status == 1 and json.loads(out)["train_loss"] is None
