@@ -241,7 +241,7 @@ def main(argv=None, load=load_dataset):
         table = run(**vars(given), load=load)
         failed = table[table.state == "failed"]
         if len(failed):
-            say(f"{len(failed)} of {len(table)} trials failed, the first as {failed.stopped.iloc[0]}", "sweep.py")
+            say(f"{len(failed)} of {len(table)} trials failed; the first: {failed.stopped.iloc[0]}", "sweep.py")
         best = None if table.best_val_accuracy.isna().all() else table.best_val_accuracy.max()
         path = given.folder / f"{table.attrs['definition']['name']}.csv"
         return {"table": str(path), "best_val_accuracy": best, **table.state.value_counts().to_dict()}

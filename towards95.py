@@ -206,9 +206,10 @@ FINAL = {
 
 
 def for_digits(recipe):
-    """Return the recipe for MNIST: as it is, but for mirrored images, which would be no digits, and its teachers."""
+    """Return the recipe for MNIST: as it is, but for mirrored images, which would be no digits, and other networks."""
     teacher = "+".join(f"mnist-{name}" for name in recipe.teacher.split("+") if name)
-    return replace(recipe, dataset="mnist", flip=False, alternate=False, teacher=teacher)
+    after = recipe.after and f"mnist-{recipe.after}"
+    return replace(recipe, dataset="mnist", flip=False, alternate=False, teacher=teacher, after=after)
 
 
 FINAL |= {f"mnist-{name}": for_digits(FINAL[name]) for name in ("convolutional", "taught")}

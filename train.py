@@ -13,7 +13,6 @@ import os
 import re
 import sys
 from collections import deque
-from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
@@ -83,17 +82,14 @@ def parse(argv):
 
 def read_config(given):
     """Return the Config of the flags given. Raises InputError if one is not allowed."""
-    values = {f.name: given[f.name] for f in fields(Config) if f.name in given}
-    if "hidden_size" in given:
-        try:
-            values["hidden_size"] = widths(given["hidden_size"])
-        except ValueError:
-            allowed = FLAGS["hidden_size"][2]
-            raise InputError(f"--hidden_size is {given['hidden_size']!r}; allowed: {allowed}") from None
+    values = {}
     for f in fields(Config):
-        if f.name in given and f.name != "hidden_size":
-            with suppress(ValueError):  # not a number: Config refuses the text, in the same words as the rest
-                values[f.name] = _plain(given[f.name], f.type)
+        if f.name in given:
+            text = given[f.name]
+            try:
+                values[f.name] = widths(text) if f.name == "hidden_size" else _plain(text, f.type)
+            except ValueError:
+                raise InputError(f"--{f.name} is {text!r}; allowed: {FLAGS[f.name][2]}") from None
     try:
         return Config(**values)
     except InputError as error:

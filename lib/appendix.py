@@ -308,18 +308,22 @@ def ladder(stored, y):
     def step(values, group):
         return values.mean(), values.std(ddof=1) if len(values) > 1 else None, group
 
+    def all_ways(name, label):
+        table = networks[name]
+        ways = {label: step(table.test_accuracy, one)}
+        ways[f"{name}, mirrored too"] = step(table.test_accuracy_flips, several)
+        if len(table) > 1:
+            ways[f"{name}, {len(table)} networks, mirrored too"] = together(stored, name, y), None, several
+        return ways
+
     steps = {
         "the reference report's configuration": step(stored.reference.test_accuracy, one),
         "the selected configuration (Question 7)": step(stored.selected.test_accuracy, one),
         "dense, wide, all measures but noise": step(networks["dense"].test_accuracy, one),
     }
-    for name in ("taught", "convolutional", "continued"):
-        table = networks[name]
-        steps["convolutional, continued" if name == "continued" else name] = step(table.test_accuracy, one)
-        if name != "convolutional":
-            steps[f"{name}, mirrored too"] = step(table.test_accuracy_flips, several)
-            if len(table) > 1:
-                steps[f"{name}, {len(table)} networks, mirrored too"] = together(stored, name, y), None, several
+    steps |= all_ways("taught", "taught")
+    steps["convolutional"] = step(networks["convolutional"].test_accuracy, one)
+    steps |= all_ways("continued", "convolutional, continued")
     return steps | {name: (accuracy, None, "the data set's own list") for name, accuracy in LISTED.items()}
 
 

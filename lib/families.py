@@ -170,7 +170,7 @@ def make_optimizer(theta, config):
     def told(*given):
         try:
             step(*given)
-        except Exception:
+        except Exception:  # entered only then: a step takes microseconds, and so does a context
             with trying(f"step of {what}", STEP):
                 raise
 

@@ -36,8 +36,8 @@ class Layer:
     in_place = False  # forward overwrites its x
 
     def __init_subclass__(cls):
-        known = LAYERS.get(cls.__name__, cls)
-        if known.__module__ == __name__ != cls.__module__:  # files that hold it would be read as the other
+        ours = cls.__name__ in LAYERS and LAYERS[cls.__name__].__module__ == __name__
+        if ours and cls.__module__ != __name__:  # a file that names it would be read as the other
             raise InputError(f"a layer is named {cls.__name__!r}, which lib.layers has; allowed: another name")
         LAYERS[cls.__name__] = cls
 

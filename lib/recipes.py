@@ -374,7 +374,7 @@ def _epoch(recipe, data, network, average, step, epoch):
 def _batches(recipe, data, epoch):
     """Yield the batches of an epoch: images, labels, and share and kind of what is mixed into their targets."""
     n = len(data.y_train)
-    rng = np.random.default_rng([recipe.seed, epoch, int(recipe.after != "")])  # not the batches of the one before
+    rng = np.random.default_rng([recipe.seed, epoch, int(recipe.after != "")])  # other batches than before
     order = rng.permutation(n)
     mirrored = (np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5) ^ (epoch % 2 == 0)
     if recipe.teacher:

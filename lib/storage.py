@@ -85,7 +85,7 @@ class Database:
         text = address.render_as_string(hide_password=False)
         new = self._is_new()
         if new and not begin:
-            raise NoSweep(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet, as none was run there")
+            raise NoSweep(f"there is no sweep {name!r} in {self.url!r}; allowed: none yet, as none has been run there")
         with self._making() if new else nullcontext():
             checks = {"skip_compatibility_check": True, "skip_table_creation": not (new and self._is_new())}
             self.optuna = optuna.storages.RDBStorage(text, dict(OPTIONS[self.kind]), **checks)

@@ -271,8 +271,8 @@ def _space(parameters):
 def _with_distribution(spec):
     """Return the keys of a parameter, checked, with W&B's default of its distribution."""
     if not isinstance(spec, dict):
-        example = "value: ..." if spec is None else f"values: {spec}" if isinstance(spec, list) else f"value: {spec}"
-        raise InputError(f"allowed: a mapping, for example {{{shown(example)[1:-1]}}}")
+        key = "values" if isinstance(spec, list) else "value"
+        raise InputError(f"allowed: a mapping, for example {{{key}: {'...' if spec is None else shown(spec)}}}")
     _keys("it", spec, [], ["value", "values", *RANGE, "q", "distribution"])
     types = {type(spec[end]) for end in RANGE if end in spec}
     if "distribution" not in spec and types == {int, float}:

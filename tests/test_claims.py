@@ -116,7 +116,7 @@ def test_pairs_that_the_grid_does_not_have_are_refused(stored):
     ]:
         with pytest.raises(helpers.InputError, match=words):
             claims.pairs(stored.living, *given)
-    with pytest.raises(helpers.InputError, match="the parameter is .rate."):
+    with pytest.raises(helpers.InputError, match="the parameter is 'rate'; allowed: "):
         anova.part_of(stored.grid, {"rate": [0.1]})
 
 

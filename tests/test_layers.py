@@ -538,8 +538,8 @@ def test_a_stack_that_is_damaged_or_made_of_something_else_is_refused(tmp_path):
         ({"layers": np.array("[")}, "not a saved network"), ({"layers": np.array("3")}, "not a saved network"),
         ({"layers": np.array('[["Sparse", [3], {}]]')}, "s.npz: a layer is 'Sparse'; allowed: .*; your own once"), ({"layers": np.array('[["Dense", [3], {}]]')}, "not a saved"),
         ({"kind": np.array("Forest")}, "Forest"), ({"colour": np.array(1)}, "not a saved network"),
-        ({"layers": np.array('[["Dense", [784, "x"], {}]]')}, "s.npz: "), ({"layers": np.array("[]")}, "s.npz: layers is empty"),
-        ({"layers": np.array('[["Dense", [784, 10, "x"], {}]]')}, "s.npz: "),
+        ({"layers": np.array('[["Dense", [784, "x"], {}]]')}, "s.npz: n_out is 'x'; allowed: a whole number"), ({"layers": np.array("[]")}, "s.npz: layers is empty"),
+        ({"layers": np.array('[["Dense", [784, 10, "x"], {}]]')}, "s.npz: weight_init is 'x'; allowed: random"),
         ({"layers": np.array('[["Dense", [784, 1000000000000], {}]]')}, "785000000000000 numbers"),
     ]:  # fmt: skip
         np.savez(path, **{**good, **change})
