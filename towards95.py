@@ -9,7 +9,7 @@ python towards95.py rerun TABLE N    trains row N of a table again, and compares
 TABLE is ablation (what each measure is worth), recommended (what the reference report recommends, for twice as many
 epochs) or pixels (what the order of the pixels is worth). NAME is dense, taught (dense too, by the probabilities of
 convolutional networks), convolutional, continued (the stored convolutional network of that seed, trained for as long
-again), or reborn (convolutional, taught too); mnist-convolutional and mnist-taught are the same recipes on digits.
+again), or reborn (convolutional, taught too); mnist-dense, mnist-convolutional and mnist-taught are the same on digits.
 Exit status: 0 done, 1 not reproduced or not finite, 2 invalid input, 130 interrupted.
 """
 
@@ -212,7 +212,7 @@ def for_digits(recipe):
     return replace(recipe, dataset="mnist", flip=False, alternate=False, teacher=teacher, after=after)
 
 
-FINAL |= {f"mnist-{name}": for_digits(FINAL[name]) for name in ("convolutional", "taught")}
+FINAL |= {f"mnist-{name}": for_digits(FINAL[name]) for name in ("dense", "convolutional", "taught")}
 
 
 def final(name, seed, folder=FOLDER, cache=CACHE, on_epoch=None, load=load_dataset):

@@ -242,7 +242,7 @@ def test_digits_are_never_mirrored_and_all_else_is_as_it_is_for_clothes():
             changes = {"dataset": "mnist", "flip": False, "alternate": False, "teacher": teacher}
             assert recipe == replace(clothes, **changes)
     assert all(recipe.dataset == "fashion_mnist" or not recipe.flip for recipe in EVERY)
-    assert {"mnist-convolutional", "mnist-taught"} <= set(FINAL)
+    assert {"mnist-dense", "mnist-convolutional", "mnist-taught"} <= set(FINAL)
 
 
 def test_the_four_trainings_on_pixels_differ_in_network_and_order_only():
