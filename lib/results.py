@@ -26,7 +26,8 @@ def read_tables(folder=DATA_DIR):
 
     sweeps {name: runs}, runs (both); grid with `accuracy`, living (without decay 0.5), adaptive (of that, the adaptive
     optimisers), seeded (its further seeds), replays; each study by its name, that of MNIST with the `name` of its
-    configurations; the tables of towards95.py by their names (ablation, ...), `final` without networks of digits.
+    configurations; the tables of towards95.py by their names (ablation, ...), the networks of digits in `final` as
+    `digits`.
     """
     sweeps = {name: load_sweep(folder / "sweeps" / f"{name}.csv") for name in ("random", "bayes")}
     grid = anova.load_grid(folder / "grid.csv.gz")
@@ -44,7 +45,9 @@ def read_tables(folder=DATA_DIR):
     found |= {name: studies.load_study(name, folder / "studies") for name in studies.STUDIES}
     found["mnist"] = studies.named(found["mnist"], studies.DIGITS)
     found |= {path.stem: load_table(path) for path in sorted((folder / "towards95").glob("*.csv"))}
-    found["final"] = newest(found["final"]).query("not name.str.startswith('mnist-')")
+    finals = newest(found["final"])
+    digits = finals.name.str.startswith("mnist-")
+    found |= {"final": finals[~digits], "digits": finals[digits]}
     return SimpleNamespace(**found)
 
 
