@@ -43,7 +43,7 @@ from lib.anova import (
     train_and_test,
     train_and_test_compiled,
 )
-from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, ready_folder
+from lib.cli import MOST_WORKERS, Parser, answer, ready_backend, ready_folder, whole_number
 from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
@@ -229,7 +229,7 @@ def main(argv=None):
             if getattr(given, flag) is not None and flag not in FLAGS.get(given.what, ()):
                 allowed = "without a command, which trains the grid" + ", or with export" * (flag == "storage")
                 raise InputError(f"--{flag} is given with {given.what}; allowed: {allowed}")
-        workers = None if given.workers is None else number("--workers", given.workers, 1, MOST_WORKERS)
+        workers = None if given.workers is None else whole_number("--workers", given.workers, 1, MOST_WORKERS)
         if (given.number is None) == (given.what == "rerun"):
             raise InputError(
                 f"N is {given.number or 'missing'} after {given.what}; allowed: rerun N, and no other number"
@@ -237,7 +237,7 @@ def main(argv=None):
         path, of_replays, of_seeds = (given.folder / one.name for one in (TABLE, REPLAYS, SEEDS))
         match given.what:
             case "rerun":
-                return rerun(number("N", given.number), path)
+                return rerun(whole_number("N", given.number), path)
             case "seeds":
                 return {"table": str(of_seeds), "rows": len(seeds(load_grid(path), path=of_seeds))}
             case "replay":

@@ -98,7 +98,7 @@ ACTIVATIONS = {  # name: (f, f')
 
 
 def softmax(z):
-    """p_k = exp(z_k) / sum_j exp(z_j), row by row; the maximum is subtracted first, so that no logit overflows."""
+    """p_k = exp(z_k) / sum_j exp(z_j) of logits z (batch, classes); a row's maximum is subtracted, against overflow."""
     p = np.exp(z - z.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
@@ -206,12 +206,12 @@ class Network:
         self.theta[:] = theta
 
     def _use(self, n):
-        """Take the first n rows of the arrays in memory: a, delta and f' of each layer, and a column of ones."""
-        if not self._buffers or n > len(self._buffers[3][0]):
-            groups = [self.sizes[:-1]] * 3 + [[1]]
-            self._buffers = [[np.ones((n, width), self.theta.dtype) for width in group] for group in groups]
-        self.a, self._delta, self._slope, (ones,) = [[one[:n] for one in group] for group in self._buffers]
-        self._ones = ones[:, 0]
+        """Take the first n rows of the arrays in memory: a, delta and f' of each layer; make a vector of ones."""
+        if not self._buffers or n > len(self._buffers[0][0]):
+            widths = self.sizes[:-1]
+            self._buffers = [[np.ones((n, width), self.theta.dtype) for width in widths] for _ in range(3)]
+        self.a, self._delta, self._slope = [[array[:n] for array in group] for group in self._buffers]
+        self._ones = np.ones(n, self.theta.dtype)
 
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, n_in): the network's dtype, or uint8 images, scaled to [0, 1].
@@ -290,7 +290,7 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
     """Compare backprop with central differences (J(theta_i + epsilon) - J(theta_i - epsilon)) / (2 epsilon), for all i.
 
     Returns the relative error |g - n| / (|g| + |n|) (Euclidean norms) of the worst W_l or b_l; leaves theta as it was.
-    Raises InputError unless the network is float64 and epsilon is positive.
+    Raises InputError unless the network is float64 and epsilon in (0, 1], and for images or labels that do not fit.
     """
     if network.theta.dtype != np.float64:
         raise InputError(f"the network is {network.theta.dtype}; allowed: float64, or rounding hides the error")
@@ -308,7 +308,7 @@ def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilo
     norm = np.linalg.norm
     floor = 1e-4 * norm(exact) + 1e-12  # below it a part is zero, but for rounding
     both = zip(network.parts(exact), network.parts(numeric))
-    return max(norm(g - n) / max(norm(g) + norm(n), floor) for g, n in both)
+    return float(np.max([norm(g - n) / max(norm(g) + norm(n), floor) for g, n in both]))  # NaN, if one is
 
 
 # ----------------------------------------------------------------------------------------------------------- optimisers
@@ -462,7 +462,7 @@ def number(name, value, kind, interval):
 
 
 def _setting(default, allowed, meaning):
-    return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
+    return field(default=default, metadata={"allowed": allowed, "names": [*allowed], "meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -527,7 +527,7 @@ class Config:
 
 @BLAS.wrap(limits=1, user_api="blas")
 def evaluate(network, x, y, loss="cross_entropy"):
-    """Return the mean loss and the accuracy of a network on images x (n, n_in) with labels y (n,)."""
+    """Return mean loss and accuracy on images x (n, n_in), labels y (n,). Raises InputError for what does not fit."""
     y = check_labels("y", y, len(x), network.sizes[-1])
     loss = import_module("lib.families").loss(loss, y, network)
     total, right = 0.0, 0
@@ -615,7 +615,7 @@ def _epoch(config, data, network, step, steps, epoch):
         step_seconds = time.perf_counter() - began
         if not math.isfinite(train_loss):
             return {"epoch": epoch, "train_loss": train_loss}
-        if np.array_equal(before, network.theta):
+        if np.array_equal(before[: network.n_weights], network.theta[: network.n_weights]):  # a layer moves its state
             import_module("lib.families").check_moves(before, config)
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
     values = (train_loss, train_accuracy, val_loss, val_accuracy)

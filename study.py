@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import METRICS, InputError, evaluate
 from lib import tables
-from lib.cli import answer, number, progress, ready_backend
+from lib.cli import answer, progress, ready_backend, whole_number
 from lib.dataset import load_dataset
 from lib.files import locked
 from lib.parallel import train_all
@@ -45,7 +45,7 @@ def study(name, configs, folder=FOLDER, test=False, store=False, backend="numpy"
             if store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with locked(path, wait=True):
-                    now = _rows(path) | rows  # another process may have added some
+                    now = _rows(path) | {config: rows[config]}  # another process may have added or tested others
                     tables.write_table(path, pd.DataFrame(now.values(), columns=list(COLUMNS)))
             bar.update()
     return pd.DataFrame([rows[config] for config in configs], columns=list(COLUMNS))
@@ -103,7 +103,7 @@ def main(argv=None):
                 rows = len(study(name, configs, FOLDER, test, store=True, backend=backend))
                 return {"table": str(FOLDER / f"{name}.csv"), "rows": rows}
             case [name, row]:
-                return rerun(name, number("ROW", row), FOLDER)
+                return rerun(name, whole_number("ROW", row), FOLDER)
         given = " ".join(argv) or "missing"
         raise InputError(f"the arguments are {given}; allowed: NAME, NAME --backend NAME, or NAME ROW")
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from helpers import METRICS, Config, InputError
 from lib import tables
-from lib.cli import MOST_WORKERS, Parser, answer, number, ready_backend, ready_folder, say
+from lib.cli import MOST_WORKERS, Parser, answer, ready_backend, ready_folder, say, whole_number
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import NoSweep, file_url
@@ -70,7 +70,8 @@ def run(
     for flag, value, *ends in [("--count", count, 1), ("--workers", workers, 1, MOST_WORKERS), ("--seed", seed, 0)]:
         if value is not None:
             whole(flag, value, *ends)
-    train = train_compiled if ready_backend(backend) == "compiled" else train_and_log
+    backend = ready_backend(backend)
+    train = train_compiled if backend == "compiled" else train_and_log
     if engine == "wandb":
         _check_wandb(workers or storage is not None or seed or backend != "numpy")
     elif storage is None:
@@ -231,13 +232,13 @@ def main(argv=None, load=load_dataset):
             parser.add_argument("name")
             parser.add_argument("trial")
             given = parser.parse_args(argv[1:])
-            return rerun(given.name, number("TRIAL", given.trial), given.folder, load)
+            return rerun(given.name, whole_number("TRIAL", given.trial), given.folder, load)
         for flag in ("file", "--storage", "--engine", "--backend", "--count", "--workers", "--seed"):
             parser.add_argument(flag)
         parser.add_argument("--quick", action="store_true")
         given = parser.parse_args(argv)
         for name in vars(given).keys() & {"count", "workers", "seed"}:
-            setattr(given, name, number(f"--{name}", getattr(given, name), 0 if name == "seed" else 1))
+            setattr(given, name, whole_number(f"--{name}", getattr(given, name), 0 if name == "seed" else 1))
         table = run(**vars(given), load=load)
         failed = table[table.state == "failed"]
         if len(failed):

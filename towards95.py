@@ -24,7 +24,7 @@ import pandas as pd
 
 from helpers import Config, InputError
 from lib import parallel, tables
-from lib.cli import MOST_WORKERS, answer, number, progress
+from lib.cli import MOST_WORKERS, answer, progress, whole_number
 from lib.dataset import load_dataset
 from lib.files import write_npz
 from lib.recipes import (
@@ -65,8 +65,10 @@ MEASURES = {  # what each one changes in PLAIN; all together are the whole
 }
 WHOLE = replace(PLAIN, **{name: value for change in MEASURES.values() for name, value in change.items()})
 ABLATION = {("plain", "nothing"): PLAIN, ("whole", "nothing"): WHOLE}
-ABLATION |= {("plain", name): replace(PLAIN, **change) for name, change in MEASURES.items()}  # one more
-ABLATION |= {("whole", n): replace(WHOLE, **{k: getattr(PLAIN, k) for k in c}) for n, c in MEASURES.items()}  # one less
+for name, change in MEASURES.items():  # one more
+    ABLATION["plain", name] = replace(PLAIN, **change)
+for name, change in MEASURES.items():  # one less
+    ABLATION["whole", name] = replace(WHOLE, **{field: getattr(PLAIN, field) for field in change})
 ABLATION["plain", "L2 decay, 0.0005"] = replace(PLAIN, weight_decay=0.0005)
 DENSE = replace(WHOLE, widths=(1024,) * 3, noise=0.0, average=0.999, epochs=60, batch_size=256)
 TAUGHT = replace(DENSE, dropout=0.0, label_smoothing=0.0, mix=0.5, teacher="convolutional-0", copies=10)
@@ -256,7 +258,7 @@ def _command(argv):
     match argv:
         case [name, *workers] if name in TABLES and len(workers) <= 1:
             path = FOLDER / f"{name}.csv"
-            table = complete(path, TABLES[name], *(number("WORKERS", one, 1, MOST_WORKERS) for one in workers))
+            table = complete(path, TABLES[name], *(whole_number("WORKERS", one, 1, MOST_WORKERS) for one in workers))
             return {"table": str(path), "rows": len(table)}
         case ["train", name, seed, *folder] if name in FINAL and len(folder) <= 1:
             with progress(FINAL[name].epochs, "epoch") as bar:
@@ -265,9 +267,9 @@ def _command(argv):
                     bar.set_postfix_str(f"val_accuracy {row['val_accuracy']:.4f}", refresh=False)
                     bar.update(row["epoch"] - bar.n)
 
-                return final(name, number("SEED", seed), FOLDER, *folder or [CACHE], show)
+                return final(name, whole_number("SEED", seed), FOLDER, *folder or [CACHE], show)
         case ["rerun", name, row] if name in TABLES:
-            return rerun(name, number("N", row))
+            return rerun(name, whole_number("N", row))
     known = "|".join(TABLES)
     usage = f"allowed: {known} [WORKERS]; train {'|'.join(FINAL)} SEED [FOLDER]; rerun {known} N"
     raise InputError(f"the arguments are {' '.join(argv) or 'missing'}; {usage}")

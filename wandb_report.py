@@ -16,6 +16,7 @@ import wandb_workspaces.reports.v2 as wr
 
 from helpers import Config, InputError
 from lib.anova import importance
+from lib.claims import spread
 from lib.cli import Parser, answer
 from lib.tables import config_of
 from lib.tracking import PROJECT, check_project, online_mode, quiet_wandb
@@ -25,11 +26,6 @@ from sweep import load_results
 TITLE = "CS6910 Assignment 1"
 WIDE = {"layout": wr.Layout(w=24, h=12)}
 TESTED = {"config.dataset": Config.dataset, "summary_metrics.test_accuracy": {"$exists": True}}
-
-
-def spread(values):
-    """Mean and standard deviation, in words."""
-    return f"{values.mean():.4f} ± {values.std():.4f}"
 
 
 def in_words(config):

@@ -242,12 +242,3 @@ def fanova(table, y, runs, draws=5):
 def singles(shares):
     """Return the `shares` of single parameters, largest first."""
     return shares.drop(("rest", "")).xs("", level="other")
-
-
-def deviation_over_seeds(seeded, metric="val_accuracy", floor=0.8):
-    """Return the standard deviation of `metric` over seeds, pooled over the trainings with a mean above `floor`.
-
-    A training that collapses with one seed and learns with another is a matter of its own.
-    """
-    by = seeded.groupby("number")[metric].agg(["mean", "var"])
-    return math.sqrt(by["var"][by["mean"] > floor].mean())

@@ -246,7 +246,7 @@ def established(table, sign):
     return "; ".join(told) or "none"
 
 
-def network(stored, name):
+def test_accuracies(stored, name):
     """Return the test accuracies of a final network by seed."""
     return stored.final[stored.final.name == name].set_index("seed").test_accuracy
 
@@ -291,13 +291,13 @@ LISTED = {  # by others, as the data set's own list states them
 
 def together(stored, name, y):
     """Return the test accuracy of the mean probabilities of a final network's seeds, mirrored too, for labels y."""
-    return recipes.ensemble([f"{name}-{seed}" for seed in network(stored, name).index], y)
+    return recipes.ensemble([f"{name}-{seed}" for seed in test_accuracies(stored, name).index], y)
 
 
 def continuing(stored):
     """Return the Difference in test accuracy between each continued network and the one with which it began."""
-    after = network(stored, "continued")
-    return claims.paired(after, network(stored, "convolutional")[after.index])
+    after = test_accuracies(stored, "continued")
+    return claims.paired(after, test_accuracies(stored, "convolutional")[after.index])
 
 
 def ladder(stored, y):

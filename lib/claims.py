@@ -62,11 +62,15 @@ def holm(p_values):
     return (ordered * left).cummax().clip(upper=1)[p_values.index]
 
 
+def wilson(count, n):
+    """Return the 95 % interval (low, high) of a share that is `count` of n, by Wilson's score."""
+    return tuple(stats.binomtest(count, n).proportion_ci(method="wilson"))
+
+
 def share(passed):
-    """Return a share as (share, low, high, n), its 95 % interval by Wilson's score."""
-    test = stats.binomtest(int(np.sum(passed)), len(passed))
-    low, high = test.proportion_ci(method="wilson")
-    return test.statistic, low, high, len(passed)
+    """Return the share of what is true in `passed`, as (share, low, high, n), with its 95 % interval (`wilson`)."""
+    count, n = int(np.sum(passed)), len(passed)
+    return count / n, *wilson(count, n), n
 
 
 def chance_band(n):
@@ -207,7 +211,7 @@ def _mostly(grid, living, random, value, floor=0.85):
 def _better(pairs, in_runs="–"):
     """Return the row of the claim that one value is better than another: both the share won and the gain decide."""
     by_gain = verdict(pairs.gain.low, pairs.gain.high)
-    by_share = verdict(*share(np.arange(pairs.n) < round(pairs.won * pairs.n))[1:3], 0.5)
+    by_share = verdict(*wilson(round(pairs.won * pairs.n), pairs.n), 0.5)
     return in_runs, str(pairs), together([by_gain, by_share])
 
 
@@ -222,7 +226,7 @@ def _rates(grid, runs):
     return (
         f"ten best {top.min():.2g} to {top.max():.2g}; best of sgd and its like {others.iloc[0]:.2g}",
         f"beats 0.0001 in {percent(min(won))} to {percent(max(won))} of {n} pairs of each optimiser",
-        together([verdict(*share(np.arange(n) < round(min(won) * n))[1:3], 0.5), "fails" if apart else "holds"]),
+        together([verdict(*wilson(round(min(won) * n), n), 0.5), "fails" if apart else "holds"]),
     )
 
 
@@ -234,7 +238,7 @@ def _epochs(grid):
     return (
         "–",
         f"adam first to 85 % in {percent(early)} of {n} pairs; half of those there by epoch {half:.0f}",
-        together([verdict(*share(np.arange(n) < round(early * n))[1:3], 0.5), "holds" if half > 15 else "fails"]),
+        together([verdict(*wilson(round(early * n), n), 0.5), "holds" if half > 15 else "fails"]),
     )
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from helpers import BACKENDS, InputError, choice
 from lib.dataset import ROOT
 
+PROGRAMS = ("train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "report.py", "wandb_report.py")
 MOST_WORKERS = 32 * (os.cpu_count() or 1)  # side by side: more than that would only use up the memory
 
 
@@ -61,7 +62,8 @@ def _interrupted_early(kind, error, trace):
     os._exit(130)
 
 
-sys.excepthook = _interrupted_early
+if Path(sys.argv[0]).name in PROGRAMS:  # a script or a notebook that imports us keeps its own
+    sys.excepthook = _interrupted_early
 
 
 def progress(total, unit, initial=0):
@@ -69,7 +71,7 @@ def progress(total, unit, initial=0):
     return tqdm(total=total, initial=initial, unit=unit, disable=not (sys.stderr and sys.stderr.isatty()))
 
 
-def number(name, text, low=0, high=None):
+def whole_number(name, text, low=0, high=None):
     """Return the whole number in a text. Raises InputError, naming the argument, unless it is from `low` to `high`."""
     if not re.fullmatch("[0-9]{1,18}", text) or not low <= int(text) <= (high or math.inf):
         ends = f" to {high}" if high else ", of at most 18 digits" if len(text) > 18 else ""
@@ -78,13 +80,14 @@ def number(name, text, low=0, high=None):
 
 
 def ready_backend(name):
-    """Return a --backend once it can be used: compile it, or read it from its cache, before any worker starts.
+    """Return the entry of BACKENDS that `name` stands for: compiled, or read from its cache, before any worker starts.
 
     Raises InputError if it is none, or if what it needs is not installed.
     """
-    if choice("--backend", name, BACKENDS) == "compiled":
+    backend = choice("--backend", name, BACKENDS)
+    if backend == "compiled":
         import_module("lib.engine")
-    return name
+    return backend
 
 
 def ready_folder(folder):

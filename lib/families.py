@@ -58,6 +58,11 @@ def shown(value):
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
+def plain(value):
+    """Return a number of NumPy's as Python's, which JSON takes; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _in_place(returned, *arrays):
     """Return whether a function has returned nothing, or the arrays that it was given to work on."""
     parts = returned if isinstance(returned, tuple) else (returned,)

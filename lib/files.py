@@ -104,7 +104,7 @@ def _network(sizes, activation, theta):
     return Network(sizes.tolist(), str(activation), rng=np.random.default_rng(0), dtype=theta.dtype)
 
 
-NETWORKS = {"Network": _network}  # kind: what makes one from its description and its theta's dtype; lib.layers adds
+LOADERS = {"Network": _network}  # kind: what makes one from its description and its theta's dtype; lib.layers adds
 
 
 def description(network):
@@ -116,8 +116,8 @@ def description(network):
 
 def check_network(path, kind, theta):
     """Raise InputError, naming the file, for what is never written and never used: another kind, or NaN in theta."""
-    if kind not in NETWORKS:
-        raise InputError(f"{path} is a network of kind {kind!r}; allowed: {', '.join(NETWORKS)}")
+    if kind not in LOADERS:
+        raise InputError(f"{path} is a network of kind {kind!r}; allowed: {', '.join(LOADERS)}")
     if theta.dtype not in (np.float32, np.float64):
         raise InputError(f"{path}: theta is {theta.dtype}; allowed: finite float32 or float64")
     if not np.isfinite(theta).all():
@@ -147,10 +147,10 @@ def load_network(path):
     if "about" in saved:
         raise InputError(f"{path} is a checkpoint; allowed: a network, which save_network writes")
     theta = saved["theta"]
-    import_module("lib.layers")  # which adds its own to NETWORKS
+    import_module("lib.layers")  # which adds its own to LOADERS
     check_network(path, kind, theta)
     try:
-        network = NETWORKS[kind](**saved)
+        network = LOADERS[kind](**saved)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, MemoryError, RecursionError) as error:

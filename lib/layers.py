@@ -15,8 +15,8 @@ from functools import partial, reduce
 import numpy as np
 
 from helpers import WEIGHT_INITS, InputError, Network, choice, number
-from lib.families import fill_weights, floating, generator, shown
-from lib.files import NETWORKS
+from lib.families import fill_weights, floating, generator, plain, shown
+from lib.files import LOADERS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
 MODES = ("train", "calibrate", "test")
@@ -43,8 +43,8 @@ class Layer:
 
     def __new__(cls, *arguments, **options):
         layer = super().__new__(cls)
-        layer.arguments = tuple(_plain(value) for value in arguments)
-        layer.options = {name: _plain(value) for name, value in options.items()}
+        layer.arguments = tuple(plain(value) for value in arguments)
+        layer.options = {name: plain(value) for name, value in options.items()}
         return layer
 
     def __reduce__(self):
@@ -64,11 +64,6 @@ class Layer:
         if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (shape, dtype):
             arrays[name] = create(shape, dtype)
         return arrays[name]
-
-
-def _plain(value):
-    """Return NumPy's numbers as Python's, which JSON takes."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_sizes(**sizes):
@@ -197,8 +192,10 @@ class MaxPool(Layer):
 
 
 class BatchNorm(Layer):
-    """y = gamma (x - mean) / sqrt(var + 1e-5) + beta, per channel (Ioffe & Szegedy, 2015).
+    """y = gamma x' + beta, x' = (x - mean) / sqrt(var + 1e-5), per channel (Ioffe & Szegedy, 2015).
 
+    Over the N rows of a channel  dgamma = sum of delta x';  dbeta = sum of delta;
+    dx = gamma / sqrt(var + 1e-5) * (delta - dbeta / N - x' dgamma / N).
     mean and var are those of the batch; in mode "test" they are the layer's state, a mean of those of many batches: in
     training a running one, after Stack.calibrate that of all its batches, each weighted by its size.
     """
@@ -342,7 +339,10 @@ class Stack(Network):
             for layer in self.every:
                 layer.begin(rng)
             self._check_views()
-            self.sizes.append(self._n_out())
+            z = self._through(np.zeros((1, *self.shape), self.theta.dtype))
+            if z.ndim != 2:
+                raise InputError(f"the last layer makes {z.shape[1:]} of an input; allowed: (n_out,), as Dense does")
+            self.sizes.append(z.shape[1])
         except BaseException:  # the layers are free for another network
             self.layers[0].first = False
             for layer in self.every:
@@ -361,20 +361,19 @@ class Stack(Network):
         for layer in self.every:
             layer.state = [next(parts) for _ in layer.remembered]
 
-    def _n_out(self):
-        z = np.zeros((1, *self.shape), self.theta.dtype)
+    def _through(self, a):
+        """Return what the layers make of a (batch, *shape). Raises InputError, naming the layer, where one fails."""
         for k, layer in enumerate(self.layers, 1):
-            which = f"layer {k}, a {type(layer).__name__}, is given {z.shape[1:]}"
+            which = f"layer {k}, a {type(layer).__name__}, is given {a.shape[1:]}"
+            rows = a.shape[:1]
             try:
-                z = layer.forward(z, "test")
+                a = layer.forward(a, self.mode)
             except (ValueError, TypeError, LookupError, AttributeError) as error:  # one of our own, or of a user's
                 raise InputError(f"{which}: {error}") from error
-            if not isinstance(z, np.ndarray) or len(z) != 1 or z.dtype != self.theta.dtype:
+            if not isinstance(a, np.ndarray) or a.shape[:1] != rows or a.dtype != self.theta.dtype:
                 allowed = f"an array of {self.theta.dtype}, with a row for each of the batch"
-                raise InputError(f"{which} and returns {shown(z)}; allowed: {allowed}")
-        if z.ndim != 2:
-            raise InputError(f"the last layer makes {z.shape[1:]} of an input; allowed: (n_out,), as Dense does")
-        return z.shape[1]
+                raise InputError(f"{which} and returns {shown(a)}; allowed: {allowed}")
+        return a
 
     def __reduce__(self):
         return Stack, (copy.deepcopy(self.layers), self.shape, None, self.theta.dtype), self.theta
@@ -400,9 +399,7 @@ class Stack(Network):
         self._ready = self.mode == "train"
         a = np.multiply(x, 1 / 255 if x.dtype == np.uint8 else 1, dtype=self.theta.dtype)
         a = a.reshape(len(x), *self.shape)
-        for layer in self.layers:
-            a = layer.forward(a, self.mode)
-        return a.copy()  # as a layer may keep its output, and the logits are the caller's
+        return self._through(a).copy()  # as a layer may keep its output, and the logits are the caller's
 
     def backward(self, delta):
         """Fill `gradient` from dJ/d(logits), once after each `forward` in mode "train", for its x.
@@ -451,7 +448,10 @@ class Stack(Network):
 
 def _every(layers):
     """List all layers, with those inside others in place of these."""
-    return [one for layer in layers for one in (_every(layer.layers) if hasattr(layer, "layers") else [layer])]
+    found = []
+    for layer in layers:
+        found += _every(layer.layers) if hasattr(layer, "layers") else [layer]
+    return found
 
 
 def _check_layers(layers):
@@ -477,7 +477,13 @@ def _described(name, arguments, options):
     """Make the layer of a description, and the layers within it."""
     if name not in LAYERS:
         raise InputError(f"a layer is {name!r}; allowed: {', '.join(LAYERS)}; your own once its class is defined")
-    return LAYERS[name](*(_described(*one) if isinstance(one, list) else one for one in arguments), **options)
+    arguments = [_described(*one) if _is_description(one) else one for one in arguments]
+    return LAYERS[name](*arguments, **options)
+
+
+def _is_description(value):
+    """Tell a layer's description, [name, arguments, options], from an argument that is a list."""
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and isinstance(value[2], dict)
 
 
 def _from_description(layers, shape, theta):
@@ -489,4 +495,4 @@ def _from_description(layers, shape, theta):
     return Stack(layers, tuple(shape.ravel().tolist()), np.random.default_rng(0), theta.dtype)
 
 
-NETWORKS["Stack"] = _from_description
+LOADERS["Stack"] = _from_description

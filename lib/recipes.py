@@ -1,4 +1,4 @@
-"""Recipes: how a network of lib.layers is trained with every measure of "Towards 95 %", saved, and taught by others."""
+"""Recipes: how a network of lib.layers is trained with every measure of "Towards 95 %", saved, and distilled."""
 
 import json
 import math
@@ -218,17 +218,20 @@ def soft_cross_entropy(z, y, share, other):
     return loss, delta
 
 
-def lesson(recipe, data, k):
-    """Augment the training images, as copy k: x (n, 784); ask the recipe's teachers: their mean answer p (n, 10)."""
+def distillation_set(recipe, data, k):
+    """Return the training images, augmented as copy k, x (n, 784), and soft targets p (n, 10): the teachers' mean.
+
+    This is what knowledge distillation trains on (Hinton et al., 2015).
+    """
     x = augment(data.x_train.copy(), recipe, np.random.default_rng([k, 7]))
-    p = np.mean([opinion(name, x) for name in recipe.teacher.split("+")], axis=0)
+    p = np.mean([teacher_probabilities(name, x) for name in recipe.teacher.split("+")], axis=0)
     if recipe.temperature != 1:
         p **= 1 / recipe.temperature
         p /= p.sum(axis=1, keepdims=True)
     return x, p
 
 
-def opinion(name, x):
+def teacher_probabilities(name, x):
     """Return the probabilities (n, 10) that the stored network NAME-SEED gives for images x.
 
     As it takes the network minutes, they are kept in CACHE under the checksums of network and images.
@@ -378,7 +381,7 @@ def _batches(recipe, data, epoch):
     order = rng.permutation(n)
     mirrored = (np.random.default_rng([recipe.seed, 0, 1]).random(n) < 0.5) ^ (epoch % 2 == 0)
     if recipe.teacher:
-        images, answers = lesson(recipe, data, epoch % recipe.copies)
+        images, answers = distillation_set(recipe, data, epoch % recipe.copies)
     for k in range(0, n, recipe.batch_size):
         some = order[k : k + recipe.batch_size]
         y = data.y_train[some]

@@ -1,11 +1,8 @@
 """Searches replayed on the whole grid: instead of training what a search asks for, the row is read."""
 
-import os
 import zlib
 from bisect import insort
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import pandas as pd
 from helpers import BLAS, InputError
 from lib import tables
 from lib.anova import EPOCHS, PARAMETERS, REPLAYS, VALUES, accuracy, check_whole
-from lib.parallel import end_with_parent
+from lib.parallel import deaf_to_ctrl_c, process_pool
 
 # A search, replayed: instead of training what it asks for, the row is read, and its epochs are counted. A point is a
 # configuration as indices into the values of PARAMETERS. Optuna's own sampler would take ten times as long.
@@ -182,11 +179,13 @@ def replays(table, count=1000, path=REPLAYS):
     known = set(done[["search", "hyperband", "seed"]].itertuples(index=False, name=None))
     missing = [(*one, seed) for seed in range(count) for one in SEARCHES if (*one, seed) not in known]
     work = partial(replay, _curves(table), points_of(table))
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent) as pool:
+    with process_pool() as pool:
         for start in range(0, len(missing), 400):
             some = missing[start : start + 400]
+            with deaf_to_ctrl_c():
+                replayed = pool.map(work, *zip(*some), chunksize=10)
             rows = []
-            for one, found in zip(some, pool.map(work, *zip(*some), chunksize=10)):
+            for one, found in zip(some, replayed):
                 rows += [(*one, runs, epochs, table.number.iloc[row], checksum) for runs, epochs, row in found]
             done = pd.concat([done, pd.DataFrame(rows, columns=done.columns)])
             tables.write_table(path, done)

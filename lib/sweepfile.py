@@ -302,7 +302,7 @@ def _distribution(name, spec):
         return IntDistribution(*[_accepted(name, end) for end in ends])
     if kind.startswith("q_") and (type(spec["q"]) not in numbers or spec["q"] <= 0):
         raise InputError("allowed: q above 0")
-    _check_exponents(name, kind, *ends)
+    _check_exponents(kind, *ends)
     ends = [math.exp(end) if kind.endswith("log_uniform") else float(end) for end in ends]  # W&B's exponents of e
     for end in ends:
         _accepted(name, _rounded(end, spec.get("q")))
@@ -340,7 +340,7 @@ def _check_widths(space):
         raise InputError(f"{sentence}; allowed: without it, as a list says how many layers there are")
 
 
-def _check_exponents(name, kind, low, high):
+def _check_exponents(kind, low, high):
     """Raise InputError if ends that are to be exponents can only have been meant as values, or the other way round."""
     if kind.endswith("log_uniform") and (0 <= low < high <= 1 or 0 < low < 0.1 or low >= 0 and high > 14):
         values = f"{kind}_values"

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers import BLAS, METRICS, Config, InputError
+from lib.families import plain
 from lib.files import locked, write_atomically
 
 try:
@@ -470,20 +471,17 @@ def rerun(path, table, number, train, stored=dict):
         known = f"{table.index.min()} to {table.index.max()}" if len(table) else "none, it is empty"
         raise InputError(f"the row is {number}; allowed: those of {path} that have not failed, {known}")
     row = table.loc[number].to_dict()
-    then, now = stored(row), train(row)
-    then, now = ({name: _plain(results[name]) for name in now} for results in (then, now))
+    before = stored(row)
+    now = train(row)
+    then = {name: before[name] for name in now}
+    for results in (then, now):
+        for name, value in results.items():
+            results[name] = None if missing(value) else plain(value)
     same_machine = row["machine"] == machine(backend_of(row))
     result = {"table": str(path), "row": number}
     for key, results in (("then", then), ("now", now)):
         result[key] = {name: value for name, value in results.items() if not name.endswith("_history")}
     return result | {"same_machine": same_machine, "agrees": not differences(then, now, same_machine)}
-
-
-def _plain(value):
-    """Return a value as JSON has it: no type of NumPy's, and None if it is missing."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if missing(value) else value
 
 
 def differences(then, now, same_machine):

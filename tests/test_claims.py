@@ -232,7 +232,7 @@ def test_the_stored_studies_are_those_of_the_list(stored, name):
 
 
 def test_the_stored_network_is_that_of_seed_0(stored, fashion):
-    network = helpers.load_network("data/studies/selected-0.npz")
+    network = helpers.load_network(studies.FOLDER / "selected-0.npz")
     row = stored.selected.iloc[0]
     assert helpers.evaluate(network, fashion.x_test, fashion.y_test)[1] == row.test_accuracy
     assert helpers.evaluate(network, fashion.x_val, fashion.y_val)[1] == row.val_accuracy

@@ -26,7 +26,6 @@ from lib.files import read_npz
 from lib.parallel import train_all
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ["train.py", "sweep.py", "study.py", "grid.py", "towards95.py", "report.py", "wandb_report.py"]
 
 
 @pytest.fixture
@@ -100,8 +99,8 @@ def test_a_text_is_printed_as_it_is_and_help_without_work(ended):
 @pytest.mark.parametrize("text", ["²", "٣", "-1", "1.0", "", "1_0", " 1", "9" * 19, "x"])
 def test_what_is_not_a_few_digits_is_not_a_number(text):
     with pytest.raises(InputError, match="ROW is .*; allowed: a whole number from 0"):
-        cli.number("ROW", text)
-    assert cli.number("ROW", "017") == 17
+        cli.whole_number("ROW", text)
+    assert cli.whole_number("ROW", "017") == 17
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,14 @@ def test_widths(text, right):
         assert cli.widths(text) == right
     else:
         with pytest.raises(ValueError):
-            cli.widths("64,x")
+            cli.widths(text)
+
+
+def test_a_backend_is_the_one_that_its_name_stands_for(monkeypatch):
+    imported = []
+    monkeypatch.setattr(cli, "import_module", imported.append)
+    assert cli.ready_backend("Compiled") == "compiled" and cli.ready_backend("NumPy") == "numpy"
+    assert imported == ["lib.engine"]
 
 
 # ----------------------------------------------------------------------------------------------- in a process of its own
@@ -151,17 +157,24 @@ def test_a_reader_that_goes_away():
 
 
 def test_ctrl_c_while_importing_is_a_sentence_and_130():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import lib.cli, time; print('ready', flush=True); time.sleep(60)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'; import lib.cli, time; "
+    code += "print('ready', flush=True); time.sleep(60)"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  background jobs are started deaf to it
     with subprocess.Popen([sys.executable, "-c", code], preexec_fn=heed, **pipes) as running:
         assert running.stdout.readline() == "ready\n"
         running.send_signal(signal.SIGINT)
-        assert running.communicate(timeout=30) == ("", "-c: interrupted\n") and running.returncode == 130
+        assert running.communicate(timeout=30) == ("", "train.py: interrupted\n") and running.returncode == 130
+
+
+def test_a_script_that_imports_the_project_keeps_its_own_hook():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); hook = sys.excepthook; import lib.cli; "
+    code += "sys.exit(sys.excepthook is not hook)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb_workspaces
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", cli.PROGRAMS)
 def test_help_says_what_a_status_means(name, capsys):
     assert import_module(name.removesuffix(".py")).main(["x", "-h"]) == 0
     out, err = capsys.readouterr()

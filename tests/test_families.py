@@ -7,7 +7,7 @@ import pytest
 
 import helpers
 from helpers import Config, InputError, Network, train
-from lib.layers import Dense, Stack
+from lib.layers import BatchNorm, Dense, Stack
 
 
 def slope_of_tanh(a, out):
@@ -188,6 +188,13 @@ def test_an_optimiser_that_moves_nothing_is_refused(optimizer, monkeypatch, smal
         InputError, match="^optimizer 'mine' leaves theta as it was .*; allowed: step, which moves theta"
     ):
         train(tiny_config(optimizer="mine"), small, pytest.fail)
+
+
+def test_the_state_of_a_layer_is_no_step_of_an_optimiser(monkeypatch, small, tiny_config):
+    monkeypatch.setitem(helpers.OPTIMIZERS, "mine", binding)
+    network = Stack([Dense(784, 8), BatchNorm(8), Dense(8, 10)], (784,), 0)  # batch norm moves its means
+    with pytest.raises(InputError, match="^optimizer 'mine' leaves theta as it was"):
+        train(tiny_config(optimizer="mine"), small, network=network)
 
 
 def every_eighth(theta, config):

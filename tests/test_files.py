@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_damaged_checkpoints_are_named(damage, small, tiny_config, tmp_path):
     }[damage])  # fmt: skip
     before = path.read_bytes()
     if damage == "doubled":  # what stands before a zip file belongs to nobody: it is read, or refused, but never wrong
+        with suppress(InputError):
+            resumed = train(tiny_config(), small, checkpoint=path).network.theta
+            np.testing.assert_array_equal(resumed, train(tiny_config(), small).network.theta)
         return
     with pytest.raises(InputError, match="c.npz is not a checkpoint"):
         train(tiny_config(), small, checkpoint=path)

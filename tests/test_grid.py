@@ -396,7 +396,7 @@ def test_first_epoch():
 
 
 def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
-    monkeypatch.setattr(lib.replay, "ProcessPoolExecutor", lambda *args: ThreadPoolExecutor(1))  # quicker to start
+    monkeypatch.setattr(lib.replay, "process_pool", lambda: ThreadPoolExecutor(1))  # quicker to start
     table = fake()
     monkeypatch.setattr(lib.replay, "SEARCHES", [("random", False)])
     found = lib.replay.replays(table, 400, "replays.csv.gz")
@@ -564,17 +564,6 @@ def test_seeds_trains_the_best_and_some_of_the_others_and_goes_on_where_it_was(m
     for one, path in ((other, "seeds.csv"), (table, "none.csv")):
         with pytest.raises(InputError, match="allowed: all 12,"):
             grid.load_seeds(one, path, 4, range(3))
-
-
-def test_the_deviation_over_seeds_leaves_collapsed_trainings_out():
-    rows = [
-        (n, s, mean + d * s, mean)
-        for n, mean, d in ((0, 0.9, 0.01), (1, 0.85, 0.02), (2, 0.3, 0.2))
-        for s in (-1, 0, 1)
-    ]
-    seeded = pd.DataFrame(rows, columns=["number", "seed", "val_accuracy", "test_accuracy"])
-    assert lib.anova.deviation_over_seeds(seeded) == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
-    assert lib.anova.deviation_over_seeds(seeded, "test_accuracy") == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what is committed

@@ -72,6 +72,22 @@ def test_rows_that_another_process_has_added_are_kept(tmp_path, monkeypatch):
     assert sorted(study.load_study("small", tmp_path).seed) == [0, 1]
 
 
+def test_rows_that_another_process_has_tested_meanwhile_stay_tested(tmp_path, monkeypatch):
+    one, other = SMALL, replace(SMALL, seed=1)
+    study.study("small", [other], tmp_path, store=True)
+    assert study.load_study("small", tmp_path).test_accuracy.isna().all()
+
+    def train_all(configs, **options):
+        for config in configs:
+            if config == one:
+                study.study("small", [other], tmp_path, test=True, store=True)
+            yield train(config, load_dataset(config.dataset), **options)
+
+    monkeypatch.setattr(study, "train_all", train_all)
+    study.study("small", [one], tmp_path, test=True, store=True)
+    assert study.load_study("small", tmp_path).test_accuracy.notna().tolist() == [True, True]
+
+
 def test_it_is_the_epoch_of_best_validation_accuracy_and_its_weights_are_tested(tmp_path, counted):
     configs = [replace(SMALL, epochs=4, learning_rate=2.0, seed=seed) for seed in range(5)]
     rows = zip(configs, study.study("wild", configs, tmp_path, test=True).to_dict("records"))

@@ -18,7 +18,7 @@ from helpers import InputError
 from lib import claims, recipes, tables
 from lib.dataset import load_dataset
 from lib.files import write_npz
-from lib.recipes import Recipe, augment, build, lesson, rate, soft_cross_entropy, train
+from lib.recipes import Recipe, augment, build, distillation_set, rate, soft_cross_entropy, train
 from towards95 import ABLATION, FINAL, FOLDER, NOW, TABLES
 
 SMALL = Recipe(widths=(12, 9), epochs=3, batch_size=64, learning_rate=0.01)
@@ -157,35 +157,35 @@ def teacher(small, tmp_path, monkeypatch):
 
 def test_a_lesson_is_what_the_teacher_makes_of_the_images_that_the_student_sees(teacher, small):
     recipe, kept = replace(SMALL, teacher="dense-7", copies=2, flip=True, shift=1), small.x_train.copy()
-    x, p = lesson(recipe, small, 0)
+    x, p = distillation_set(recipe, small, 0)
     assert x.shape == kept.shape and (x != kept).any() and p.shape == (len(x), 10)
     network = recipes.load_network(recipes.FOLDER / "dense-7.npz")
     np.testing.assert_array_equal(p, network.predict(x))
     np.testing.assert_array_equal(small.x_train, kept)
     (file,) = teacher.iterdir()
     write_npz(file, p=p / 2)
-    np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p / 2)  # kept
+    np.testing.assert_array_equal(distillation_set(recipe, small, 0)[1], p / 2)  # kept
     write_npz(file, p=p[:1])
-    np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p)  # not theirs: asked again
+    np.testing.assert_array_equal(distillation_set(recipe, small, 0)[1], p)  # not theirs: asked again
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    np.testing.assert_array_equal(lesson(recipe, small, 0)[1], p)  # damaged: asked again
+    np.testing.assert_array_equal(distillation_set(recipe, small, 0)[1], p)  # damaged: asked again
     for others, k in [(recipe, 1), (replace(recipe, flip=False), 0)]:  # other images
-        x, p = lesson(others, small, k)
+        x, p = distillation_set(others, small, k)
         np.testing.assert_array_equal(p, network.predict(x))
     network.theta[network.n_parameters - 1] += 9  # another teacher of that name
     recipes.save_network(recipes.FOLDER / "dense-7.npz", replace(SMALL, batch_norm=True), network)
-    x, p = lesson(recipe, small, 0)
+    x, p = distillation_set(recipe, small, 0)
     assert (p.argmax(axis=1) == 9).mean() > 0.9
     with pytest.raises(InputError, match="dense-8.npz"):
-        lesson(replace(recipe, teacher="dense-8"), small, 0)
+        distillation_set(replace(recipe, teacher="dense-8"), small, 0)
 
 
 def test_answers_that_cannot_be_kept_are_used_and_it_is_said(teacher, small, monkeypatch):
     monkeypatch.setattr(recipes, "CACHE", recipes.FOLDER / "dense-7.npz")  # no folder
     with pytest.warns(UserWarning, match="cannot be written .*: the teacher will be asked again"):
-        _, p = lesson(replace(SMALL, teacher="dense-7", copies=1), small, 0)
+        _, p = distillation_set(replace(SMALL, teacher="dense-7", copies=1), small, 0)
     np.testing.assert_array_equal(p, recipes.load_network(recipes.FOLDER / "dense-7.npz").predict(small.x_train))
 
 
@@ -195,9 +195,9 @@ def test_several_teachers_answer_with_their_mean_softened_if_asked(teacher, smal
     recipes.save_network(recipes.FOLDER / "dense-8.npz", recipe, train(recipe, small)[0])
     one, other = (recipes.load_network(recipes.FOLDER / f"dense-{seed}.npz").predict(x) for seed in (7, 8))
     asked = replace(SMALL, teacher="dense-7+dense-8", copies=1)
-    p = lesson(asked, small, 0)[1]
+    p = distillation_set(asked, small, 0)[1]
     np.testing.assert_allclose(p, (one + other) / 2, atol=1e-6)
-    softer = lesson(replace(asked, temperature=2.0), small, 0)[1]
+    softer = distillation_set(replace(asked, temperature=2.0), small, 0)[1]
     np.testing.assert_allclose(softer, np.sqrt(p) / np.sqrt(p).sum(axis=1, keepdims=True), atol=1e-6)
     assert len(list(teacher.iterdir())) == 2  # each answer is kept once
 
@@ -206,8 +206,8 @@ def test_a_taught_network_comes_to_the_teachers_opinion_not_to_the_labels(teache
     recipe = replace(SMALL, teacher="dense-7", copies=2, epochs=20)
     shuffled = dataclasses.replace(small, y_train=np.random.default_rng(0).permutation(small.y_train))
     student, _ = train(recipe, shuffled)
-    opinion = recipes.load_network(recipes.FOLDER / "dense-7.npz").predict(small.x_val).argmax(axis=1)
-    assert np.mean(student.predict(small.x_val).argmax(axis=1) == opinion) > 0.8
+    answer = recipes.load_network(recipes.FOLDER / "dense-7.npz").predict(small.x_val).argmax(axis=1)
+    assert np.mean(student.predict(small.x_val).argmax(axis=1) == answer) > 0.8
     assert len(list(teacher.iterdir())) == 1  # without flips and shifts both copies are the images
 
 
@@ -215,8 +215,10 @@ EVERY = [*(recipe for table in TABLES.values() for recipe in table.values()), *F
 
 
 def test_the_epochs_go_through_all_copies_in_turn(teacher, small, monkeypatch):
-    asked, original = [], recipes.lesson
-    monkeypatch.setattr(recipes, "lesson", lambda recipe, data, k: asked.append(k) or original(recipe, data, k))
+    asked, original = [], recipes.distillation_set
+    monkeypatch.setattr(
+        recipes, "distillation_set", lambda recipe, data, k: asked.append(k) or original(recipe, data, k)
+    )
     train(replace(SMALL, teacher="dense-7", copies=3, flip=True, epochs=7), small)
     assert asked == [1, 2, 0, 1, 2, 0, 1]
 

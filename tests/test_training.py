@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+import psutil
 import pytest
 import sklearn.datasets
 from threadpoolctl import threadpool_info
@@ -170,10 +171,10 @@ def test_callback_gets_each_row_and_may_stop(small, tiny_config):
 def test_keep_best_returns_the_first_best_epoch(small, tiny_config):
     thetas = []
     network = Network([784, 9, 9, 10], rng=np.random.default_rng(0))
-    config = tiny_config(epochs=10, learning_rate=0.02)
+    config = tiny_config(epochs=25, learning_rate=0.02)
     result = train(config, small, lambda row: thetas.append(network.theta.copy()), network=network, keep_best=True)
     accuracies = [row["val_accuracy"] for row in result.history]
-    assert np.argmax(accuracies) < 9, "the last epoch must not be the best, or this shows nothing"
+    assert np.argmax(accuracies) < 24, "the last epoch must not be the best, or this shows nothing"
     assert (result.network.theta == thetas[np.argmax(accuracies)]).all()
 
 
@@ -233,11 +234,11 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer, small, tiny_config,
 
 
 def test_the_best_weights_from_before_a_stop_are_kept(small, tiny_config, tmp_path):
-    config = tiny_config(epochs=10, learning_rate=0.02)
+    config = tiny_config(epochs=25, learning_rate=0.02)
     whole = train(config, small, keep_best=True)
     best = 1 + int(np.argmax([row["val_accuracy"] for row in whole.history]))
-    assert best < 9, "the best must lie before the stop, or this shows nothing"
-    train(dataclasses.replace(config, epochs=9), small, checkpoint=tmp_path / "c.npz")
+    assert best < 24, "the best must lie before the stop, or this shows nothing"
+    train(dataclasses.replace(config, epochs=24), small, checkpoint=tmp_path / "c.npz")
     resumed = train(config, small, checkpoint=tmp_path / "c.npz", keep_best=True)
     assert (resumed.network.theta == whole.network.theta).all()
 
@@ -295,14 +296,11 @@ if __name__ == "__main__":
     deadline, children = time.time() + 60, []
     while len(children) < 3 and time.time() < deadline:  # two trainings, and the resource tracker
         time.sleep(0.2)
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
-        children = listed.split()
+        children = psutil.Process(parent.pid).children()
     time.sleep(2)  # they are training
     parent.kill()
     parent.wait()
-    while (left := [pid for pid in children if os.path.exists(f"/proc/{pid}")]) and time.time() < deadline:
-        time.sleep(0.1)
-    assert len(children) == 3 and not left
+    assert len(children) == 3 and not psutil.wait_procs(children, timeout=60)[1]
 
 
 BAD = [
