@@ -394,6 +394,11 @@ def best_on_mnist(study):
     return study[study.name == ours_on_mnist(study).idxmax()]
 
 
+def on_digits(stored, name):
+    """Return the test accuracies on MNIST of a network of Appendix B, by its name there, over seeds."""
+    return stored.digits.test_accuracy[stored.digits.name == f"mnist-{name}"]
+
+
 # ----------------------------------------------------------------------------------------------------------- first page
 
 
