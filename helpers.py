@@ -199,6 +199,11 @@ class Network:
         cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
         return [part.reshape(shape) for part, shape in zip(np.split(vector, cuts), self.shapes)]
 
+    def check_views(self):
+        """Raise InputError if a user has put another array in the place of theta, gradient or a part of them."""
+        if any(part.base is not self.theta for part in self.W + self.b) or self.dW[0].base is not self.gradient:
+            raise InputError("theta, gradient, a W or a b is a new array; allowed: numbers put into it, as W[0][:] = 1")
+
     def __reduce__(self):  # a copy's W and b are views into its own theta
         return type(self), (self.sizes, self.activation, "Xavier", None, self.theta.dtype), self.theta
 
@@ -218,7 +223,7 @@ class Network:
 
         Keeps a_0 ... a_{L-1} in `self.a` for `backward`; the logits are a new array, and the caller's.
         """
-        x = np.asarray(x)
+        x = import_module("lib.families").as_array("x", x)
         if x.ndim != 2 or x.shape[1] != self.sizes[0]:
             raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}), an image in each row")
         if len(x) != len(self._ones):
@@ -243,6 +248,8 @@ class Network:
 
         dJ/dW_l = a_{l-1}^T delta_l;  dJ/db_l = sum over batch of delta_l;  delta_{l-1} = (delta_l W_l^T) * f'(z_{l-1}).
         """
+        if np.shape(delta) != (len(self._ones), self.sizes[-1]) or getattr(delta, "dtype", None) != self.theta.dtype:
+            raise InputError(f"delta is {np.shape(delta)}; allowed: {self.theta.dtype}, of the shape of the logits")
         for l in reversed(range(len(self.W))):
             np.dot(self.a[l].T, delta, out=self.dW[l])
             np.dot(self._ones, delta, out=self.db[l])
@@ -254,9 +261,10 @@ class Network:
 
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
         """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
-        y = check_labels("y", y, len(x), self.sizes[-1])
+        families = import_module("lib.families")
+        y = families.check_labels("y", y, len(x), self.sizes[-1])
         number("weight_decay", weight_decay, float, "[0, inf)")
-        return self.descend(x, y, import_module("lib.families").loss(loss, y, self), weight_decay)
+        return self.descend(x, y, families.loss(loss, y, self), weight_decay)
 
     def descend(self, x, y, loss, weight_decay):
         """Do what `objective` does, for labels that are known to be right and a loss function: one step of `train`."""
@@ -272,18 +280,8 @@ class Network:
     @BLAS.wrap(limits=1, user_api="blas")
     def predict(self, x):
         """Return the probabilities (n, n_out) of the classes for images x (n, n_in), any number of them."""
-        x = np.atleast_1d(x)
+        x = np.atleast_1d(import_module("lib.families").as_array("x", x))
         return np.concatenate([softmax(self.forward(x[i : i + 1000])) for i in range(0, max(len(x), 1), 1000)])
-
-
-def check_labels(name, y, n, n_classes):
-    """Return the labels y as an array. Raises InputError unless it holds n, at least one, from 0 to n_classes - 1."""
-    y = np.asarray(y)
-    if n == 0 or y.shape != (n,) or y.dtype.kind not in "iu":
-        raise InputError(f"{name} is {y.dtype} {y.shape}; allowed: a whole number for each image, here ({n},)")
-    if not 0 <= y.min() <= y.max() < n_classes:
-        raise InputError(f"{name} has labels from {y.min()} to {y.max()}; allowed: 0 to {n_classes - 1}")
-    return y
 
 
 def gradient_check(network, x, y, loss="cross_entropy", weight_decay=0.0, epsilon=1e-4):
@@ -528,8 +526,9 @@ class Config:
 @BLAS.wrap(limits=1, user_api="blas")
 def evaluate(network, x, y, loss="cross_entropy"):
     """Return mean loss and accuracy on images x (n, n_in), labels y (n,). Raises InputError for what does not fit."""
-    y = check_labels("y", y, len(x), network.sizes[-1])
-    loss = import_module("lib.families").loss(loss, y, network)
+    families = import_module("lib.families")
+    y = families.check_labels("y", y, len(x), network.sizes[-1])
+    loss = families.loss(loss, y, network)
     total, right = 0.0, 0
     for i in range(0, len(x), 1000):
         labels = y[i : i + 1000]
@@ -618,9 +617,8 @@ def _epoch(config, data, network, step, steps, epoch):
         if np.array_equal(before[: network.n_weights], network.theta[: network.n_weights]):  # a layer moves its state
             import_module("lib.families").check_moves(before, config)
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
-    values = (train_loss, train_accuracy, val_loss, val_accuracy)
-    row = {"epoch": epoch} | dict(zip(METRICS, values, strict=True))
-    return row | {"seconds": time.perf_counter() - began, "step_seconds": step_seconds}
+    metrics = dict(zip(METRICS, (train_loss, train_accuracy, val_loss, val_accuracy), strict=True))
+    return {"epoch": epoch, **metrics, "seconds": time.perf_counter() - began, "step_seconds": step_seconds}
 
 
 def _steps(config, data, network, step, order, t):

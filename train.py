@@ -99,7 +99,7 @@ def read_config(given):
 def _plain(text, kind):
     """Return the text as a number, in the digits of any other program: not 1_0, which Python takes for 10."""
     value = kind(text)
-    if kind is not str and (not re.fullmatch("[-+.0-9eE]+", text) or not math.isfinite(value)):
+    if kind is not str and (not re.fullmatch("[-+.0-9eE]+", text) or kind is float and not math.isfinite(value)):
         raise ValueError
     return value
 
@@ -124,6 +124,8 @@ def _writable(flag, text):
     """Return the path of a file that can be written. Raises InputError, naming the flag, if it cannot be."""
     path = Path(text).absolute()
     try:
+        if text.endswith(os.sep):
+            raise OSError(0, "it names a folder")
         if path.exists() and not path.is_file():
             raise OSError(0, "it exists and is not a regular file")
         NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent).close()  # where it will be written

@@ -13,8 +13,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from helpers import DATASETS, InputError, check_labels, choice, number
-from lib.families import shown, trying
+from helpers import DATASETS, InputError, choice, number
+from lib.families import as_array, check_labels, shown, trying
 from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +55,7 @@ class Dataset:
             self._check_labels(f"y_{part}", getattr(self, f"y_{part}"), len(getattr(self, f"x_{part}")))
 
     def _check_images(self, name, x):
+        as_array(name, x)
         if not (isinstance(x, np.ndarray) and x.ndim > 1 and x.size and x.dtype in (np.uint8, np.float32, np.float64)):
             allowed = "an array (n, n_in) of uint8, float32 or float64, an image in each row"
             raise InputError(f"{name} is {shown(x)}; allowed: {allowed}")
@@ -78,9 +79,11 @@ def load_dataset(name="fashion_mnist", seed=0, data_dir=DATA_DIR):
     set is missing and cannot be downloaded, if a file is damaged, or if that function returns no Dataset.
     """
     name = choice("dataset", name, DATASETS)
-    if DATASETS[name] is not None:
-        return _made(name, DATASETS[name])
     seed = number("seed", seed, int, "[0, inf)")
+    if DATASETS[name] is not None:
+        if seed:
+            raise InputError(f"seed is {seed}; allowed with {name!r}, whose function holds out images itself: 0")
+        return _made(name, DATASETS[name])
     folder = Path(data_dir) / name
     cache = Path(data_dir) / "cache"
     if not folder.is_dir():

@@ -21,7 +21,6 @@ from helpers import (
     Config,
     InputError,
     Network,
-    check_labels,
     choice,
     new_network,
 )
@@ -56,6 +55,26 @@ def _refuse_unless(fits, what, allowed):
 def shown(value):
     """Say what a user has given or returned: an array by dtype and shape, anything else by its type."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def as_array(name, value):
+    """Return a value as an array. Raises InputError for rows of several lengths and for a mask, which would be lost."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array; allowed: an array without a mask")
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} is {shown(value)} with rows of several lengths; allowed: an array") from None
+
+
+def check_labels(name, y, n, n_classes):
+    """Return the labels y as an array. Raises InputError unless it holds n, at least one, from 0 to n_classes - 1."""
+    y = as_array(name, y)
+    if n == 0 or y.shape != (n,) or y.dtype.kind not in "iu":
+        raise InputError(f"{name} is {y.dtype} {y.shape}; allowed: a whole number for each image, here ({n},)")
+    if not 0 <= y.min() <= y.max() < n_classes:
+        raise InputError(f"{name} has labels from {y.min()} to {y.max()}; allowed: 0 to {n_classes - 1}")
+    return y
 
 
 def plain(value):
@@ -240,4 +259,5 @@ def network_to_train(config, data, network, on_epoch, checkpoint):
     for name in ("train", "val"):
         check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
     loss(config.loss, data.y_train, network)
+    network.check_views()
     return network

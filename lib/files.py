@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from helpers import ACTIVATIONS, Config, InputError, Network
+from helpers import ACTIVATIONS, METRICS, Config, InputError, Network, number
 from lib.families import make_optimizer, outcomes
 
 try:
@@ -131,6 +131,7 @@ def save_network(path, network):
     """
     kind = type(network).__name__
     check_network(path, kind, network.theta)
+    network.check_views()
     try:
         about = description(network)
     except TypeError as error:  # a layer's argument is nothing that JSON can hold
@@ -222,9 +223,8 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
     try:
         about = json.loads(str(saved.pop("about")))
         then = {"start": training["start"], **(defaults or {}), **about["training"]}
-        history = list(about["history"])
-        if not all(math.isfinite(row["val_accuracy"]) for row in history):
-            raise ValueError
+        history = about["history"]
+        _check_history(history)
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
     if training["start"] in (zlib.crc32(saved[name]) for name in saved.keys() & {"theta", "best_theta"}):
@@ -244,9 +244,24 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
         raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {epochs} asked for")
     for name, array in arrays.items():
         check_alike(path, name, array, saved[name])
+        if name in ("theta", "best_theta", "average") and not np.isfinite(saved[name]).all():
+            raise InputError(f"{path}: {name} has numbers that are not finite; allowed: finite {array.dtype}")
     for name, array in arrays.items():
         array[...] = saved[name]
     return history
+
+
+def _check_history(history):
+    """Raise InputError unless it is what a training writes: a row for each of epochs 1, 2, ..., of finite numbers."""
+    if not isinstance(history, list) or not history:
+        raise InputError("history is no list of epochs")
+    for epoch, row in enumerate(history, 1):
+        if row["epoch"] != epoch:
+            raise InputError(f"epoch is {row['epoch']}, and not {epoch}")
+        for name, value in row.items():
+            number(name, value, float, "[0, 1]" if name.endswith("accuracy") else "[0, inf)")
+        if missing := {*METRICS, "seconds"} - row.keys():
+            raise InputError(f"{', '.join(sorted(missing))} is missing")
 
 
 def check_resumable(theta, config, steps_per_epoch):

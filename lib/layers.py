@@ -15,7 +15,7 @@ from functools import partial, reduce
 import numpy as np
 
 from helpers import WEIGHT_INITS, InputError, Network, choice, number
-from lib.families import fill_weights, floating, generator, plain, shown
+from lib.families import as_array, fill_weights, floating, generator, plain, shown
 from lib.files import LOADERS
 
 LAYERS = {}  # name: class, for a file that names the layers of its network
@@ -338,7 +338,7 @@ class Stack(Network):
         try:
             for layer in self.every:
                 layer.begin(rng)
-            self._check_views()
+            self.check_views()
             z = self._through(np.zeros((1, *self.shape), self.theta.dtype))
             if z.ndim != 2:
                 raise InputError(f"the last layer makes {z.shape[1:]} of an input; allowed: (n_out,), as Dense does")
@@ -384,7 +384,7 @@ class Stack(Network):
 
     def forward(self, x):
         """Return the logits (batch, n_out) of x (batch, ...), which has the network's dtype or is uint8."""
-        x = np.asarray(x)
+        x = as_array("x", x)
         if self.mode not in MODES:
             raise InputError(f"mode is {self.mode!r}; allowed: {', '.join(MODES)}")
         if x.dtype != np.uint8 and not (x.dtype == self.theta.dtype and np.isfinite(x).all()):
@@ -414,9 +414,9 @@ class Stack(Network):
             if k > 1 and not isinstance(delta, np.ndarray):
                 which = f"backward of layer {k}, a {type(layer).__name__},"
                 raise InputError(f"{which} returns {shown(delta)}; allowed: dJ/dx, an array of the shape of its input")
-        self._check_views()
+        self.check_views()
 
-    def _check_views(self):
+    def check_views(self):
         """Raise InputError if a layer has put a new array in the place of one that it was given to fill."""
         for layer in self.every:
             for part in (*layer.W, *layer.v, *layer.state, *layer.dW, *layer.dv):

@@ -15,7 +15,6 @@ from helpers import (
     BLAS,
     Config,
     InputError,
-    check_labels,
     choice,
     cross_entropy,
     evaluate,
@@ -24,7 +23,7 @@ from helpers import (
 )
 from lib import tables
 from lib.dataset import DATA_DIR
-from lib.families import make_optimizer
+from lib.families import check_labels, make_optimizer
 from lib.files import fill, fingerprint, load_checkpoint, locked, read_npz, save_checkpoint, write_npz
 from lib.layers import BatchNorm, Convolution, Dense, Dropout, MaxPool, ReLU, Residual, Stack
 
@@ -501,16 +500,22 @@ def probabilities(name, folder=FOLDER):
     """Return what the network NAME-SEED gave for the test images, as they are and mirrored (digits: as they are)."""
     path = folder / f"{name}-test.npz"
     p = read_npz(path, "what towards95.py has written", {"p"})["p"]
-    if p.ndim != 3 or p.shape[0] not in (1, 2) or p.shape[2] != 10 or not np.isfinite(p).all():
-        raise InputError(f"{path}: p is {p.dtype} {p.shape}; allowed: finite numbers (1 or 2, images, 10)")
+    fits = p.dtype.kind == "f" and p.ndim == 3 and p.shape[0] in (1, 2) and p.shape[2] == 10
+    if not (fits and (p >= 0).all() and (p <= 1).all()):
+        raise InputError(f"{path}: p is {p.dtype} {p.shape}; allowed: finite probabilities (1 or 2, images, 10)")
     return p.astype(np.float32)
 
 
 def accuracy(p, y):
     """Return the share of images for which the largest of the probabilities p (n, 10) is that of the label y (n,)."""
+    if len(p) != len(y):
+        raise InputError(f"p has {len(p)} rows; allowed: one for each of {len(y)} labels")
     return float(np.mean(p.argmax(axis=1) == y))
 
 
 def ensemble(names, y, folder=FOLDER):
     """Return the test accuracy, for labels y, of several networks' mean probabilities ("dense-0", ...), both ways."""
-    return accuracy(np.mean([probabilities(name, folder) for name in names], axis=(0, 1)), y)
+    given = [probabilities(name, folder) for name in names]
+    if len({p.shape for p in given}) > 1:
+        raise InputError(f"p of {', '.join(names)} is {[p.shape for p in given]}; allowed: one shape for all")
+    return accuracy(np.mean(given, axis=(0, 1)), y)

@@ -304,6 +304,13 @@ def test_a_data_set_of_lists_is_refused_in_a_sentence(small):
         Dataset("mine", NAMES, *(part.tolist() for part in parts))
 
 
+def test_a_split_seed_is_not_ignored_by_a_data_set_of_ones_own(small, monkeypatch):
+    monkeypatch.setitem(helpers.DATASETS, "mine", lambda: small)
+    assert load_dataset("mine") is small
+    with pytest.raises(InputError, match="^seed is 1; allowed with 'mine', whose function holds out images itself: 0$"):
+        load_dataset("mine", seed=1)
+
+
 def test_a_data_set_may_have_names_in_an_array_and_no_test_part(small, tiny_config):
     names = dataclasses.replace(small, class_names=np.array(NAMES), x_test=None, y_test=None)
     assert names.class_names == NAMES and {type(one) for one in names.class_names} == {str}

@@ -307,6 +307,33 @@ def test_another_kind_of_argument_is_refused_before_anything_is_trained(name, sm
         train(**({"config": tiny_config(), "data": small} | {name: value}))
 
 
+@pytest.mark.parametrize("make", [lambda: Network([784, 10], rng=0), lambda: Stack([Dense(784, 10)], (784,), 0)])
+def test_arrays_with_a_mask_or_rows_of_several_lengths_are_refused(make, small):
+    network = make()
+    x, y = small.x_test[:5], small.y_test[:5]
+    for work in (
+        lambda: network.predict(np.ma.array(x, mask=x > 3)),
+        lambda: helpers.evaluate(network, x, np.ma.array(y, mask=y > 3)),
+        lambda: dataclasses.replace(small, x_test=np.ma.array(small.x_test)),
+        lambda: dataclasses.replace(small, y_train=np.ma.array(small.y_train)),
+    ):
+        with pytest.raises(InputError, match="^[xy][a-z_]* is a masked array; allowed: an array without a mask$"):
+            work()
+    for work in (lambda: network.predict([[1.0, 2.0], [3.0]]), lambda: helpers.evaluate(network, x, [[1], [2, 3]] * 2)):
+        with pytest.raises(InputError, match="^[xy] is a list with rows of several lengths; allowed: an array$"):
+            work()
+
+
+@pytest.mark.parametrize(
+    "delta", [np.zeros((4, 10), np.float32), np.zeros((5, 9), np.float32), np.zeros((5, 10)), None, [[0.0] * 10] * 5]
+)
+def test_backward_takes_what_fits_the_logits(delta, small):
+    network = Network([784, 10], rng=0)
+    network.forward(small.x_test[:5])
+    with pytest.raises(InputError, match="^delta is .*; allowed: float32, of the shape of the logits$"):
+        network.backward(delta)
+
+
 @pytest.mark.parametrize("rng", ["a", -1, 0.5, True])
 def test_a_seed_that_is_none_is_refused(rng):
     with pytest.raises(InputError, match="rng is .*; allowed: a Generator, or a seed from 0"):

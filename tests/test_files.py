@@ -139,6 +139,49 @@ def test_damaged_checkpoints_are_named(damage, small, tiny_config, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"best_theta": np.nan}, "best_theta has numbers that are not finite"), ({"theta": np.inf}, "theta has numbers that are not finite"),
+    ({"history": {}}, "not a checkpoint"), ({"history": []}, "not a checkpoint"), ({"val_accuracy": 5}, "not a checkpoint"),
+    ({"val_accuracy": True}, "not a checkpoint"), ({"train_loss": "x"}, "not a checkpoint"), ({"epoch": 7}, "not a checkpoint"),
+    ({"train_loss": None}, "not a checkpoint"), ({"seconds": None}, "not a checkpoint"),
+])  # fmt: skip
+def test_what_a_checkpoint_says_is_checked_before_it_is_used(change, words, small, tiny_config, tmp_path):
+    path, config = tmp_path / "c.npz", tiny_config(epochs=2)
+    train(config, small, checkpoint=path)
+    saved = dict(np.load(path))
+    about = json.loads(str(saved["about"]))
+    for name, value in change.items():
+        if name in saved:
+            saved[name][3] = value
+        elif name == "history":
+            about["history"] = value
+        else:
+            about["history"][1][name] = value
+    np.savez(path, **saved | {"about": json.dumps(about)})
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"c.npz.*{words}"):
+        train(config, small, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["W", "b", "theta", "gradient"])
+def test_a_network_whose_parts_are_other_arrays_is_neither_trained_nor_saved(part, small, tiny_config, tmp_path):
+    network = Network([784, 8, 10], rng=0)
+    if part in ("W", "b"):
+        getattr(network, part)[0] = getattr(network, part)[0] + 1
+    else:
+        setattr(network, part, getattr(network, part).copy())
+    for work in (
+        lambda: train(tiny_config(), small, network=network),
+        lambda: helpers.save_network(tmp_path / "n.npz", network),
+    ):
+        with pytest.raises(
+            InputError, match="^theta, gradient, a W or a b is a new array; allowed: numbers put into it"
+        ):
+            work()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_a_member_that_would_take_much_memory_is_never_unpacked(tmp_path):
     path = tmp_path / "n.npz"

@@ -686,10 +686,23 @@ def test_a_training_on_other_images_or_labels_is_refused(change, words, small):
 
 
 def test_stored_probabilities_of_other_images_are_refused(tmp_path):
-    for p in (np.zeros((2, 10000, 9), np.float16), np.full((2, 10000, 10), np.nan, np.float16)):
+    wrong = [np.zeros((2, 10000, 9), np.float16), np.full((2, 10000, 10), np.nan, np.float16)]
+    wrong += [np.full((2, 9, 10), value) for value in (-0.1, 1.5, 1j, 1, True, "x")]
+    for p in wrong:
         write_npz(tmp_path / "dense-0-test.npz", p=p)
-        with pytest.raises(InputError, match="dense-0-test.npz: p is float16 .*; allowed: finite"):
+        with pytest.raises(InputError, match="dense-0-test.npz: p is .*; allowed: finite"):
             recipes.probabilities("dense-0", tmp_path)
+
+
+def test_probabilities_of_another_number_of_images_are_not_broadcast(tmp_path):
+    for name, shape in (("a-0", (2, 1, 10)), ("b-0", (1, 1, 10))):
+        write_npz(tmp_path / f"{name}-test.npz", p=np.full(shape, 0.1, np.float16))
+    with pytest.raises(InputError, match="^p has 1 rows; allowed: one for each of 7 labels$"):
+        recipes.ensemble(["a-0"], np.zeros(7, np.uint8), tmp_path)
+    with pytest.raises(
+        InputError, match=r"^p of a-0, b-0 is \[\(2, 1, 10\), \(1, 1, 10\)\]; allowed: one shape for all$"
+    ):
+        recipes.ensemble(["a-0", "b-0"], np.zeros(1, np.uint8), tmp_path)
 
 
 @pytest.mark.parametrize(
