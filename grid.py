@@ -43,7 +43,7 @@ from lib.anova import (
     train_and_test,
     train_and_test_compiled,
 )
-from lib.cli import MOST_WORKERS, Parser, answer, ready_backend, ready_folder, whole_number
+from lib.cli import MOST_WORKERS, Parser, answer, given_path, ready_backend, ready_folder, whole_number
 from lib.dataset import DATA_DIR, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.parallel import train_all
@@ -219,7 +219,7 @@ def main(argv=None):
     parser = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--workers", "--storage", "--backend"):
         parser.add_argument(flag)
-    parser.add_argument("--folder", type=Path, default=DATA_DIR)
+    parser.add_argument("--folder", type=given_path, default=DATA_DIR)
     parser.add_argument("what", nargs="?", default="run", choices=["run", "export", "rerun", "seeds", "replay"])
     parser.add_argument("number", nargs="?")
 

@@ -617,8 +617,9 @@ def _epoch(config, data, network, step, steps, epoch):
         if np.array_equal(before[: network.n_weights], network.theta[: network.n_weights]):  # a layer moves its state
             import_module("lib.families").check_moves(before, config)
         val_loss, val_accuracy = evaluate(network, data.x_val, data.y_val, config.loss)
-    metrics = dict(zip(METRICS, (train_loss, train_accuracy, val_loss, val_accuracy), strict=True))
-    return {"epoch": epoch, **metrics, "seconds": time.perf_counter() - began, "step_seconds": step_seconds}
+    values = (train_loss, train_accuracy, val_loss, val_accuracy)
+    row = {"epoch": epoch} | dict(zip(METRICS, values, strict=True))
+    return row | {"seconds": time.perf_counter() - began, "step_seconds": step_seconds}
 
 
 def _steps(config, data, network, step, order, t):

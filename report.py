@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from helpers import InputError
-from lib.cli import Parser, answer, put
+from lib.cli import Parser, answer, given_path, put
 
 
 class NotMade(InputError):
@@ -41,10 +41,10 @@ def write(path, data):
 def parse(argv):
     """Return the command line's arguments."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("notebook", nargs="?", type=Path, default=Path("assignment1.ipynb"))
+    parser.add_argument("notebook", nargs="?", type=given_path, default=Path("assignment1.ipynb"))
     parser.add_argument("--no-execute", action="store_true")
     parser.add_argument("--profile", choices=("quick", "full"))
-    parser.add_argument("--output-dir", type=Path)
+    parser.add_argument("--output-dir", type=given_path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args(argv)
     idle = {"no_execute": args.check, "output_dir": args.check, "profile": args.check or args.no_execute}

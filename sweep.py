@@ -35,7 +35,7 @@ import numpy as np
 
 from helpers import METRICS, Config, InputError
 from lib import tables
-from lib.cli import MOST_WORKERS, Parser, answer, ready_backend, ready_folder, say, whole_number
+from lib.cli import MOST_WORKERS, Parser, answer, given_path, ready_backend, ready_folder, say, whole_number
 from lib.dataset import DATA_DIR, ROOT, load_dataset
 from lib.ledger import Ledger, errors_as_sentences
 from lib.storage import NoSweep, file_url
@@ -227,7 +227,7 @@ def main(argv=None, load=load_dataset):
 
     def work(argv):
         parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        parser.add_argument("--folder", type=Path, default=FOLDER)
+        parser.add_argument("--folder", type=given_path, default=FOLDER)
         if argv[:1] == ["rerun"]:
             parser.add_argument("name")
             parser.add_argument("trial")

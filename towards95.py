@@ -260,7 +260,7 @@ def _command(argv):
             path = FOLDER / f"{name}.csv"
             table = complete(path, TABLES[name], *(whole_number("WORKERS", one, 1, MOST_WORKERS) for one in workers))
             return {"table": str(path), "rows": len(table)}
-        case ["train", name, seed, *folder] if name in FINAL and len(folder) <= 1:
+        case ["train", name, seed, *folder] if name in FINAL and len(folder) <= 1 and "" not in folder:
             with progress(FINAL[name].epochs, "epoch") as bar:
 
                 def show(row):

@@ -8,7 +8,6 @@ Exit status: 0 trained, 1 the loss was not finite, 2 invalid input, or a file or
 W&B may be offline (`wandb sync` uploads such a run later), disabled, or broken: no training depends on it.
 """
 
-import math
 import os
 import re
 import sys
@@ -99,7 +98,8 @@ def read_config(given):
 def _plain(text, kind):
     """Return the text as a number, in the digits of any other program: not 1_0, which Python takes for 10."""
     value = kind(text)
-    if kind is not str and (not re.fullmatch("[-+.0-9eE]+", text) or kind is float and not math.isfinite(value)):
+    most = sys.maxsize if kind is int else sys.float_info.max  # more would never end, or is infinite
+    if kind is not str and not (re.fullmatch("[-+.0-9eE]+", text) and abs(value) <= most):
         raise ValueError
     return value
 
@@ -124,10 +124,10 @@ def _writable(flag, text):
     """Return the path of a file that can be written. Raises InputError, naming the flag, if it cannot be."""
     path = Path(text).absolute()
     try:
-        if text.endswith(os.sep):
-            raise OSError(0, "it names a folder")
         if path.exists() and not path.is_file():
             raise OSError(0, "it exists and is not a regular file")
+        if text.endswith(os.sep):
+            raise OSError(0, "it names a folder")
         NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent).close()  # where it will be written
     except OSError as error:
         sentence = f"--{flag} is {text!r}, which cannot be written: {error.strerror}"

@@ -35,7 +35,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         message = re.sub(r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", r"\1 is \2; allowed: \3", message)
+        message = re.sub(r"argument (.+): (is '.*'; allowed: .+)", r"\1 \2", message)  # of `given_path`
         raise InputError(re.sub(r"argument (.+): invalid \w+ value: (.+)", r"\1 is \2; allowed: a number", message))
+
+
+def given_path(text):
+    """Return the path in a text; refuse an empty one, which Path takes for the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a path")
+    return Path(text)
 
 
 def say(sentence, program="train.py"):

@@ -335,7 +335,8 @@ def _check_widths(space):
     """Raise InputError if a hidden_size of several layers meets another number of layers."""
     sizes = space["hidden_size"].choices if isinstance(space.get("hidden_size"), CategoricalDistribution) else []
     lengths = {len(widths(size)) for size in sizes if isinstance(size, str)}
-    if lengths and "num_layers" in space and not lengths == set(choices(space["num_layers"])):
+    layers = getattr(space.get("num_layers"), "choices", None)  # of a range there are several
+    if lengths and "num_layers" in space and not (len(lengths) == 1 and layers and lengths == set(layers)):
         sentence = f"parameters.num_layers is there beside lists of {sorted(lengths)} in hidden_size"
         raise InputError(f"{sentence}; allowed: without it, as a list says how many layers there are")
 

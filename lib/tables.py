@@ -162,6 +162,13 @@ def series(column):
     return Column(partial(listed, parse=column.parse), f"a JSON list, each item {column.allowed}", [], optional=True)
 
 
+def moment(text):
+    """Read a local date and time, as `created` has it: without a zone, which could not be compared with others."""
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?", text, re.ASCII):
+        raise ValueError
+    return datetime.fromisoformat(text)
+
+
 def metric_column(name):
     """Make the column of a metric: an accuracy is from 0 to 1, a loss is not negative."""
     if name.endswith("accuracy"):
@@ -174,7 +181,7 @@ NUMBER = Column(number, "a finite number")
 LOSS = SECONDS = Column(partial(number, low=0), "a finite number from 0")
 ACCURACY = Column(partial(number, low=0, high=1), "a number from 0 to 1")
 TEXT = Column(words, "text without control characters", None)
-TIME = Column(datetime.fromisoformat, "a date and time, as in 2026-11-23 16:16:38")
+TIME = Column(moment, "a date and time, as in 2026-11-23 16:16:38")
 YOUNG = {*FIELDS, *METRICS} - SINCE_THE_FIRST
 CONFIG = {name: Column(setting, "a value of Config", None, name in YOUNG, name in YOUNG) for name in FIELDS}
 MEASURED = {name: optional(metric_column(name))._replace(young=name in YOUNG) for name in METRICS}

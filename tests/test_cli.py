@@ -115,6 +115,17 @@ def test_widths(text, right):
             cli.widths(text)
 
 
+@pytest.mark.parametrize("argv", [
+    ["sweep", "rerun", "random", "8", "--folder", ""], ["grid", "rerun", "17", "--folder", " "], ["report", ""],
+    ["report", "--output-dir", ""],
+])  # fmt: skip
+def test_an_empty_text_is_no_path(argv, capsys):
+    assert import_module(argv[0]).main(argv[1:]) == 2
+    assert re.fullmatch(
+        r"\w+\.py: (--folder|notebook|--output-dir) is ' ?'; allowed: a path\n", capsys.readouterr().err
+    )
+
+
 def test_a_backend_is_the_one_that_its_name_stands_for(monkeypatch):
     imported = []
     monkeypatch.setattr(cli, "import_module", imported.append)

@@ -89,6 +89,14 @@ BAD = [
     (parameter("hidden_size", values=[[[64]], 32]), "hidden_size"),
     (parameter("hidden_size", values=[[64, 32], [64, 32]]), "hidden_size.*different"),
     ({"parameters": {"hidden_size": {"values": [[64, 32], 8]}, "num_layers": {"values": [2, 3]}}}, "num_layers"),
+    (
+        {"parameters": {"hidden_size": {"values": [[8, 8], [8]]}, "num_layers": {"values": [1, 2]}}},
+        "num_layers is there beside lists",
+    ),
+    (
+        {"parameters": {"hidden_size": {"values": [[8, 8], [8]]}, "num_layers": {"min": 1, "max": 2}}},
+        "num_layers is there beside lists",
+    ),
     (parameter("epochs", values=[[3, 2]]), "epochs"),
     (parameter("optimizer", values=[["adam"]]), "optimizer"),
     (parameter("epochs", parameters={"a": {"value": 1}}), "parameters"),

@@ -167,6 +167,8 @@ CELLS = [  # file, column, what stands in row 3, and what the sentence says besi
     ("sweeps/bayes.csv", "state", "completed", "state is 'completed'; allowed: complete, pruned, not finite"),
     ("sweeps/bayes.csv", "epochs", "21", "state is 'complete' after 20 of 21 epochs"),
     ("sweeps/bayes.csv", "created", "yesterday", "created is 'yesterday'"),
+    ("sweeps/bayes.csv", "created", "2026-11-23T16:16:38Z", "created is '2026-11-23T16:16:38Z'"),
+    ("sweeps/bayes.csv", "created", "2026-W01", "created is '2026-W01'"),
     ("sweeps/bayes.csv", "seconds", "-1", "seconds is '-1'"),
     ("sweeps/bayes.csv", "seconds", "inf", "seconds is 'inf'"),
     ("sweeps/bayes.csv", "train_loss", "-0.5", "train_loss is '-0.5'; allowed: a finite number from 0"),

@@ -288,6 +288,8 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-sz", "32,,16"], "--hidden_size is '32,,16'; allowed: a whole number in [1, "),
     (["-sz", "[32, 16"], "--hidden_size is '[32, 16'; allowed: a whole number in [1, "),
     (["-e", "1_0"], "--epochs is '1_0'; allowed: a whole number in [1, "),
+    (["-e", "9" * 310], f"--epochs is '{'9' * 310}'; allowed: a whole number in [1, "),
+    (["--save", "here/"], "--save is 'here/', which cannot be written: it names a folder; allowed: a file"),
     (["-e", "١"], "--epochs is '١'; allowed: a whole number in [1, "),
     (["--seed", " 1"], "--seed is ' 1'; allowed: a whole number in [0, "),
     (["-lr", "1e400"], "--learning_rate is '1e400'; allowed: a number in (0, "),
