@@ -58,6 +58,13 @@ def best_again(grid, seeded, count=10):
     return pd.DataFrame({"seed 0": top, "other seeds": others[top.index]})
 
 
+def luck(grid, seeded):
+    """Return by how much the ten best of the grid are better on test images with its seed than with others."""
+    some = seeded[seeded.number.isin(ranked(grid, seeded))]
+    own = some[some.seed == 0].set_index("number").test_accuracy
+    return claims.paired(own, some[some.seed > 0].groupby("number").test_accuracy.mean()[own.index])
+
+
 SEARCHES = {
     ("random", False): "random",
     ("random", True): "random with hyperband",
@@ -174,19 +181,14 @@ def early_ranks(grid, top=0.99):
 # --------------------------------------------------------------------------------------------- Appendix B: towards 95 %
 
 
+def signed(ablation):
+    """Return {base: accuracies in points} for claims.tested; of the whole negated: what is lost there is a gain."""
+    return {"plain": claims.points_of(ablation, "plain"), "whole": -claims.points_of(ablation, "whole")}
+
+
 def gains(ablation):
-    """Return, per base, {measure: gains in points by seed}: added to the plain network, or lost when left out."""
-    ablation = ablation[ablation.base != "wide"]
-    value = ablation.set_index(["base", "measure", "seed"]).sort_index().val_accuracy * 100
-    signs = {"plain": 1, "whole": -1}
-    return {
-        base: {
-            name: sign * (value[base, name] - value[base, "nothing"])
-            for name in value[base].index.unique(0)
-            if name != "nothing"
-        }
-        for base, sign in signs.items()
-    }
+    """Return {base: gains in points}, a column for each measure: added to the plain network, or lost when left out."""
+    return {base: (values - values.loc["nothing"]).drop("nothing").T for base, values in signed(ablation).items()}
 
 
 def bars(ablation):
@@ -198,12 +200,12 @@ def bars(ablation):
 
 def ablation_table(ablation):
     """Return each measure's gain in points by itself and within the whole, tested: see `claims.tested`."""
-    return claims.tested(pd.concat({base: pd.DataFrame(rows).T for base, rows in gains(ablation).items()}))
+    return claims.tested(signed(ablation))
 
 
-def bartlett(table):
-    """Return the p-value of Bartlett's test that the gains of all recommended measures have one deviation."""
-    return stats.bartlett(*claims.recommended_gains(table).to_numpy()).pvalue
+def levene(table):
+    """Return the p-value of Levene's test that the accuracies with each recommended measure have one deviation."""
+    return stats.levene(*claims.points_of(table, "long").to_numpy()).pvalue
 
 
 def recommended_table(table):
@@ -298,6 +300,17 @@ def continuing(stored):
     """Return the Difference in test accuracy between each continued network and the one with which it began."""
     after = test_accuracies(stored, "continued")
     return claims.paired(after, test_accuracies(stored, "convolutional")[after.index])
+
+
+def compared(stored):
+    """Return the comparisons made of final networks: Differences in test accuracy, with Holm's p over the three."""
+    found = {
+        "taught": claims.welch(test_accuracies(stored, "taught"), test_accuracies(stored, "dense")),
+        "reborn": claims.welch(test_accuracies(stored, "reborn"), test_accuracies(stored, "convolutional")),
+        "continued": continuing(stored),
+    }
+    p = claims.holm(pd.Series({name: difference.p for name, difference in found.items()}))
+    return {name: difference._replace(p=p[name]) for name, difference in found.items()}
 
 
 def ladder(stored, y):

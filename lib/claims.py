@@ -103,16 +103,22 @@ def together(verdicts):
     return verdicts[0] if len(set(verdicts)) == 1 else "partly"
 
 
-def tested(found):
-    """Return for rows of gains, a column for each seed: mean with its interval, n, p, and Holm's p over all rows.
+def tested(tables):
+    """Return what each measure adds to "nothing": mean gain with its interval, n, p, and Holm's p over all of them.
 
-    Each gain is a difference between two trainings of the same seed. Their deviation is pooled over all rows (see
-    `appendix.bartlett`), since a few differences of one measure say little about it.
+    tables: {base: accuracies}, a row for each measure and for "nothing", a column for each seed. Seeds are blocks. All
+    gains of a base share one row "nothing", so the error is that of the residuals of measure and seed, pooled over the
+    bases: s^2 = sum of squares / sum of (rows - 1) (n - 1), and the standard error of a gain is s sqrt(2 / n).
     """
-    n = found.shape[1]
-    freedom = len(found) * (n - 1)
-    error = np.sqrt(found.var(axis=1, ddof=1).mean() / n)
-    table = pd.DataFrame({"gain": found.mean(axis=1)})
+    squares, freedom = 0.0, 0
+    for values in tables.values():
+        n = values.shape[1]
+        residual = values.sub(values.mean(axis=1), axis=0) - values.mean(axis=0) + values.to_numpy().mean()
+        squares += (residual**2).to_numpy().sum()
+        freedom += (len(values) - 1) * (n - 1)
+    means = {base: values.mean(axis=1) for base, values in tables.items()}
+    table = pd.DataFrame({"gain": pd.concat({base: m.drop("nothing") - m["nothing"] for base, m in means.items()})})
+    error = np.sqrt(2 * squares / freedom / n)
     half = stats.t.ppf(0.975, freedom) * error
     table["low"] = table.gain - half
     table["high"] = table.gain + half
@@ -122,15 +128,14 @@ def tested(found):
     return table
 
 
-def recommended_gains(table):
-    """Return what each measure adds to the plain network, in points: a row for each, a column for each seed."""
-    value = table[table.base == "long"].pivot(index="measure", columns="seed", values="val_accuracy") * 100
-    return value.drop(index="nothing") - value.loc["nothing"]
+def points_of(table, base):
+    """Return validation accuracies in points of the trainings on `base`: a row for each measure, a column per seed."""
+    return table[table.base == base].pivot(index="measure", columns="seed", values="val_accuracy") * 100
 
 
 def recommended(table):
     """Return what each measure adds in points over twice as many epochs, tested (see `tested`), best first."""
-    return tested(recommended_gains(table)).sort_values("gain", ascending=False)
+    return tested({"long": points_of(table, "long")}).loc["long"].sort_values("gain", ascending=False)
 
 
 # ---------------------------------------------------------------------------------------------------- pairs on the grid
@@ -208,11 +213,11 @@ def _mostly(grid, living, random, value, floor=0.85):
     return f"{percent(part)} of {n} runs", told, together([verdict(*one[1:3], 0.5) for one in shares])
 
 
-def _better(pairs, in_runs="–"):
+def _better(pairs, in_runs="–", which=""):
     """Return the row of the claim that one value is better than another: both the share won and the gain decide."""
     by_gain = verdict(pairs.gain.low, pairs.gain.high)
     by_share = verdict(*wilson(round(pairs.won * pairs.n), pairs.n), 0.5)
-    return in_runs, str(pairs), together([by_gain, by_share])
+    return in_runs, f"{which}{pairs}", together([by_gain, by_share])
 
 
 def _rates(grid, runs):
@@ -289,7 +294,7 @@ def observations(stored):
             pairs(stored.adaptive, "weight_decay", 0.0005, 0), f"median {decays}"
         ),
         "learning rate 0.001 is best": _rates(grid, runs),
-        "for 95 %: 64 or 128 neurons": _better(pairs(grid, "hidden_size", 64, 32), f"best {wide}"),
+        "for 95 %: 64 or 128 neurons": _better(pairs(grid, "hidden_size", 64, 32), f"best {wide}", "64 against 32: "),
         "for 95 %: adam rather than Nesterov": _better(
             pairs(grid, "optimizer", "adam", "nag"),
             "ten best: " + ", ".join(f"{count} {name}" for name, count in top.items()),

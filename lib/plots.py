@@ -635,7 +635,7 @@ def regrets(regret, within, low=1e-4):
     for ax in axes:
         ax.axhline(within, color="k", linewidth=0.8, linestyle=":")
         below = {"xytext": (0, -3), "textcoords": "offset points", "va": "top"}  # clear of the line
-        ax.annotate(f"{within:.1%} from the best", (regret.columns[0], within), fontsize=8, **below)
+        ax.annotate(f"{100 * within:.1f} points from the best", (regret.columns[0], within), fontsize=8, **below)
         ax.yaxis.set_major_formatter(lambda y, _: "0" if y <= low else f"{y:g}")
         ax.xaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("regret of validation accuracy")

@@ -303,10 +303,10 @@ def losses_table(selected, losses):
     return pd.DataFrame(rows).T.rename_axis("loss")
 
 
-def silenced_gap(losses):
-    """Return the paired Difference of the silenced cross-entropy from squared error, in test accuracy."""
+def silenced_gap(losses, metric="test_accuracy"):
+    """Return the paired Difference of the silenced cross-entropy from squared error."""
     of = dict(list(losses.groupby("loss")))
-    return claims.paired(*_by_seed(of["silenced_cross_entropy"], of["mean_squared_error"]))
+    return claims.paired(*_by_seed(of["silenced_cross_entropy"], of["mean_squared_error"], metric=metric))
 
 
 def validation_gap(selected, losses):

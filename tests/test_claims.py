@@ -423,10 +423,48 @@ def test_recommended_is_paired_by_seed_and_corrected():
     found = claims.recommended(table)
     assert found.index.tolist() == ["x", "y"] and found.gain.tolist() == pytest.approx([19 / 6, 0])
     assert found.holm["x"] == pytest.approx(2 * found.p["x"]) and (found.n == 3).all()
-    assert found.p["x"] == pytest.approx(0.00173, abs=1e-5)  # t = 3.1667 / sqrt((1/12 + 1) / 2 / 3), 4 degrees
-    assert (found.high - found.gain).tolist() == pytest.approx([1.1797] * 2, abs=1e-4)
-    assert appendix.recommended_table(table).loc["x", "gain in points"] == "+3.17 (+1.99 to +4.35)"
-    assert appendix.bartlett(table) == pytest.approx(stats.bartlett([3, 3, 3.5], [0, -1, 1]).pvalue)
+    # the residuals of measure and seed have squares 4.388... of 4 degrees: t = 3.1667 / sqrt(2 * s^2 / 3)
+    y = np.array([[80, 82, 81], [83, 85, 84.5], [80, 81, 82]])
+    design = np.column_stack([np.kron(np.eye(3), np.ones((3, 1))), np.kron(np.ones((3, 1)), np.eye(3)[:, 1:])])
+    (squares,) = np.linalg.lstsq(design, y.ravel(), rcond=None)[1]  # an independent fit of measures and seeds
+    t = (y[1] - y[0]).mean() / np.sqrt(2 * squares / 4 / 3)
+    assert found.p["x"] == pytest.approx(2 * stats.t.sf(t, 4)) == pytest.approx(0.001817, abs=1e-6)
+    assert (found.high - found.gain).tolist() == pytest.approx([1.1948] * 2, abs=1e-4)
+    assert appendix.recommended_table(table).loc["x", "gain in points"] == "+3.17 (+1.97 to +4.36)"
+
+
+def test_the_errors_of_two_bases_are_pooled():
+    one = pd.DataFrame({0: [1.0, 2.0], 1: [2.0, 3.5]}, index=["nothing", "x"])
+    other = pd.DataFrame({0: [5.0, 5.0], 1: [6.0, 6.4]}, index=["nothing", "y"])
+    found = claims.tested({"plain": one, "whole": other})
+    # residuals of a table of 2 by 2: a quarter of the interaction, four times: squares are interaction^2 / 4
+    squares = 0.5**2 / 4 + 0.4**2 / 4
+    error = np.sqrt(2 * squares / 2 / 2)
+    assert found.gain.tolist() == pytest.approx([1.25, 0.2])
+    assert found.p.tolist() == pytest.approx([2 * stats.t.sf(gain / error, 2) for gain in (1.25, 0.2)])
+
+
+def test_gains_that_share_a_baseline_are_found_by_chance_as_often_as_they_should():
+    """Of 400 tables without any effect, one in twenty has an established gain: 95 % of such counts are below 30."""
+    rng = np.random.default_rng(0)
+    names = ["nothing", *(f"m{k}" for k in range(12))]
+    tables = (pd.DataFrame(rng.normal(size=(13, 5)) + rng.normal(size=5), index=names) for _ in range(400))
+    assert sum((claims.tested({"one": table}).holm < 0.05).any() for table in tables) <= 30
+
+
+def test_the_final_networks_are_compared_with_holms_p(stored):
+    found = appendix.compared(stored)
+    raw = claims.holm(pd.Series({"a": 0.01, "b": 0.04, "c": 0.03}))
+    assert raw.tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert appendix.continuing(stored).p <= found["continued"].p <= 3 * appendix.continuing(stored).p
+    assert found["continued"][:3] == appendix.continuing(stored)[:3]
+
+
+def test_luck_is_what_the_seed_of_the_selection_is_worth():
+    grid = pd.DataFrame({"number": [1, 2, 3], "accuracy": [0.9, 0.8, 0.7]})
+    rows = [(1, 0, 0.9), (1, 1, 0.88), (1, 2, 0.86), (2, 0, 0.8), (2, 1, 0.79), (2, 2, 0.79)]
+    seeded = pd.DataFrame(rows, columns=["number", "seed", "test_accuracy"])
+    assert appendix.luck(grid, seeded).mean == pytest.approx((0.03 + 0.01) / 2)
 
 
 def test_pixels_lost_is_what_shuffling_costs():
