@@ -76,6 +76,21 @@ def test_values_in_outputs_are_not_touched_for_code_writes_them():
     assert literals.expressions(nb) == {} and literals.fill(nb, {}) == []
 
 
+@pytest.mark.parametrize(
+    "stray", ["3<!--= a", "3<!-- = 4 -->", "Figure 3<!--@Name-->", "**Figure 3.**<!--#Name-->", "x <!--: 3"]
+)
+def test_a_misspelt_comment_is_refused_for_nobody_would_check_it(stray):
+    assert literals.expressions(notebook(f"`{stray}` 1<!--= e --> Figure ?<!--@a-->\n\n**Figure.**<!--#a-->")) == {
+        "e": "cell 0"
+    }
+    with pytest.raises(
+        InputError, match="cell 1: <!--.* is none that is known; allowed: a value, caption or reference"
+    ):
+        literals.expressions(notebook("x", f"1<!--= e --> v {stray}"))
+    with pytest.raises(InputError, match="cell 0: <!--= --> has no expression"):
+        literals.expressions(notebook("v 3<!--= -->"))
+
+
 def test_a_long_expression_may_take_several_lines_and_holds_other_comments_apart():
     text = "x 1<!--= f(\n    a > b, '<'\n) --> y 2<!--= g --> <!-- words -->"
     assert list(literals.expressions(notebook(text))) == ["f(\n    a > b, '<'\n)", "g"]

@@ -23,6 +23,7 @@ CODE = r"(?<!`)(?P<ticks>`++).+?(?<!`)(?P=ticks)(?!`)"
 PLAIN = r"""[^ \t\n*_|(\["“‘$>`]"""
 VALUE = rf"(?P<mark><!--:-->)?(?P<value>(?(mark)(?:(?!<!--).)*?|{PLAIN}*))<!--=(?P<expression>.*?)-->"
 REFERENCE = rf"(?P<text>(?:(?P<kind>Figure|Table)s?[ \n\u00a0])?(?:\d+|\?))<!--@(?P<name>{NAME})-->"
+STRAY = r"<!--\s*[=@#:].{0,30}"
 CAPTION = rf"^\*\*(?P<kind>Figure|Table)(?: (?:\d+|\?))?\.\*\*<!--#(?P<name>{NAME})-->"
 
 
@@ -50,6 +51,8 @@ def expressions(nb):
 
     def note(place, match):
         expression = match["expression"].strip()
+        if not expression:
+            raise InputError(f"{place}: <!--= --> has no expression; write one there")
         line = match.string[: match.start()].rpartition("\n")[2]
         if not match["value"].strip():
             raise InputError(f"{place}: no value stands before <!--= {expression} -->; write ? there")
@@ -63,7 +66,22 @@ def expressions(nb):
         return match[0]
 
     rewrite(nb, VALUE, note, outputs=False)
+    _refuse_strays(nb)
     return found
+
+
+def _refuse_strays(nb):
+    """Raise InputError for a comment that begins like one of the forms and is none: nobody would check it."""
+
+    def refuse(index, match):
+        allowed = "a value, caption or reference, as lib/export/literals.py describes them"
+        raise InputError(f"cell {index}: {match[0]} is none that is known; allowed: {allowed}")
+
+    for index, cell in enumerate(nb.cells):
+        text = cell.source if cell.cell_type == "markdown" else ""
+        for pattern in (VALUE, REFERENCE, CAPTION):
+            text = replace(pattern, lambda match: "", text)
+        replace(STRAY, lambda match: refuse(index, match), text)  # noqa: B023
 
 
 def fill(nb, values):
