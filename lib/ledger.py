@@ -307,8 +307,12 @@ class Ledger:
             row = {"number": trial.number, "created": trial.datetime_start, **asdict(self.sweep.config(trial.params))}
             table.append(row | outcome)
         table = pd.DataFrame(table, columns=COLUMNS)
-        sessions = [value for key, value in self.study.user_attrs.items() if key.startswith("session")]
-        seconds = sum(session["seconds"] for session in sessions)
+        try:
+            sessions = [value for key, value in self.study.user_attrs.items() if key.startswith("session")]
+            seconds = sum(float(session["seconds"]) for session in sessions)
+        except (ValueError, LookupError, TypeError) as error:
+            sentence = f"a session is damaged ({error}); allowed: a copy that is whole"
+            raise InputError(f"{self.name!r} in {self._database.url!r}: {sentence}") from None
         about = {"definition": self.sweep.definition, "seed": self.seed}
         table.attrs = {**about, "wall_seconds": seconds, "sessions": sessions}
         return table

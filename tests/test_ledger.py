@@ -606,6 +606,20 @@ def test_a_storage_that_is_damaged_or_not_ours_is_named_and_nothing_is_written_i
     assert Path("f.db").read_bytes() == before
 
 
+@pytest.mark.parametrize("value", ["{}", "nojson", '{"seconds": "x"}', "3"])
+def test_a_session_that_is_damaged_is_named(value):
+    sweep_of("f.db")
+    given = lib.sweepfile.check_sweep({"name": "small", **definition()})
+    ledger = lib.ledger.Ledger("sqlite:///f.db", "small", given)
+    ledger.note_session("session 1", {"seconds": 1.0})
+    ledger._database.engine.dispose()
+    assert sweep.results("small", "sqlite:///f.db").attrs["wall_seconds"] == 1
+    with sqlite3.connect("f.db") as connection:
+        connection.execute("UPDATE study_user_attributes SET value_json = ? WHERE key LIKE 'session%'", [value])
+    with pytest.raises(InputError, match="f.db.*: a session is damaged .*; allowed: a copy that is whole"):
+        sweep.results("small", "sqlite:///f.db")
+
+
 def test_a_storage_whose_making_was_interrupted_is_completed():
     with sqlite3.connect("f.db") as connection:
         connection.execute("CREATE TABLE studies (study_id INTEGER NOT NULL PRIMARY KEY, study_name VARCHAR(512))")

@@ -1,6 +1,8 @@
 """data/prepare.py: the old data are replaced by the new ones whole, or not at all."""
 
+import gzip
 import importlib.util
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,23 @@ def failing(stop, error, done):
             raise error
 
     return call
+
+
+def test_an_archive_that_unpacks_to_anything_is_not_unpacked(prepare, tmp_path):
+    spec = importlib.util.spec_from_file_location("prepare_again", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # whose read_idx is no fake
+    path = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
+    path.parent.mkdir()
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(300):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(module.ArchiveError, match="its content should have the SHA-256"):
+        module.read_idx(tmp_path, "mnist", "train-images-idx3-ubyte")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150 * 2**20
 
 
 @pytest.mark.parametrize("error, status", [(OSError(5, "Input/output error"), 2), (KeyboardInterrupt(), 130)])
