@@ -555,6 +555,19 @@ def test_ctrl_c_is_one_sentence_and_the_kernel_is_gone(tmp_path, during):
     assert notebook.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["began", "n.ipynb", "slow"]
 
 
+def test_a_value_that_ends_the_kernel_is_named_and_not_waited_for(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "n.ipynb", cell("1"), new_markdown_cell("v 3<!--= __import__('os')._exit(1) -->")
+    )
+    before = notebook.read_bytes()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), str(notebook)], capture_output=True, text=True, timeout=60
+    )
+    sentence = "report.py: the kernel died at one of the values: __import__('os')._exit(1)"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == sentence, done.stderr
+    assert notebook.read_bytes() == before
+
+
 def test_check_compares_the_text_with_the_tables(tmp_path, capsys):
     (tmp_path / "table.csv").write_text("accuracy\n0.8913\n")
     cells = [

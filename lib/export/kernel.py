@@ -1,6 +1,7 @@
 """Run the notebook's cells on a kernel that nothing of a person's settings reaches."""
 
 import ast
+import asyncio
 import contextlib
 import os
 import tempfile
@@ -68,11 +69,20 @@ def run_cells(client, chosen, progress=True):
             raise RuntimeError(f"code cell {number} failed ({first}): {last}") from None
 
 
+async def _ask(client, expressions):
+    """Return the kernel's answer; raise RuntimeError if it dies first, since the answer would be awaited for ever."""
+    asked = {str(i): f"str((\n{expression}\n))" for i, expression in enumerate(expressions)}
+    answer = asyncio.ensure_future(client.kc.execute_interactive("", silent=True, user_expressions=asked))
+    while not (await asyncio.wait([answer], timeout=1))[0]:
+        if not await client.km.is_alive():
+            answer.cancel()
+            raise RuntimeError(f"the kernel died at one of the values: {', '.join(expressions)}"[:300])
+    return answer.result()["content"]["user_expressions"]
+
+
 def evaluate(client, expressions):
     """Return {expression: str of its value} from the kernel; raise RuntimeError for one that fails."""
-    asked = {str(i): f"str((\n{expression}\n))" for i, expression in enumerate(expressions)}
-    ask = run_sync(client.kc.execute_interactive)
-    answers = ask("", silent=True, user_expressions=asked)["content"]["user_expressions"]
+    answers = run_sync(_ask)(client, expressions)
     values = {}
     for i, (expression, place) in enumerate(expressions.items()):
         answer = answers[str(i)]
