@@ -32,6 +32,9 @@ REPLAYED = {  # columns of the stored replays
 }
 
 
+KEY = ["search", "hyperband", "seed", "runs", "table"]  # no two rows have the same
+
+
 def points_of(table):
     """Return the points (n, parameters) of a table, int."""
     return np.column_stack([table[name].map(values.index) for name, values in VALUES.items()])
@@ -148,9 +151,20 @@ def _curves(table):
 
 def _replays(table, path):
     """Read the stored replays of this table, which is known by its checksum; return them and the checksum."""
-    stored = tables.read_table(path, REPLAYED) if Path(path).exists() else pd.DataFrame(columns=list(REPLAYED))
+    there = Path(path).exists()
+    stored = tables.read_table(path, REPLAYED, _check, KEY) if there else pd.DataFrame(columns=list(REPLAYED))
     checksum = zlib.crc32(np.ascontiguousarray(_curves(table)))
-    return stored[stored.table == checksum], checksum
+    stored = stored[stored.table == checksum]
+    if unknown := sorted(set(stored.number) - set(table.number)):
+        raise InputError(f"{path}: number is {unknown[0]}; allowed: trainings of the grid; {tables.REMEDY}")
+    return stored, checksum
+
+
+def _check(row):
+    """Raise InputError for a row of a replay that contradicts itself: a run has an epoch, or more."""
+    if not 1 <= row["runs"] <= row["epochs"] <= BUDGET:
+        sentence = f"runs is {row['runs']} and epochs {row['epochs']}"
+        raise InputError(f"{sentence}; allowed: at least a run, an epoch for each, and at most {BUDGET} epochs")
 
 
 def load_replays(table, path=REPLAYS, count=1000):

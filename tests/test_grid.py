@@ -417,6 +417,19 @@ def test_a_random_search_needs_as_many_runs_as_chance_says(monkeypatch):
     )
 
 
+def test_a_replay_of_a_training_that_the_grid_does_not_have_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(lib.replay, "process_pool", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(lib.replay, "SEARCHES", [("random", False)])
+    table, path = fake(), tmp_path / "replays.csv.gz"
+    stored = lib.replay.replays(table, 2, path)
+    lib.tables.write_table(path, stored.assign(number=stored.number.where(stored.index > 0, 999_999)))
+    with pytest.raises(InputError, match="number is 999999; allowed: trainings of the grid"):
+        lib.replay.load_replays(table, path, 2)
+    lib.tables.write_table(path, pd.concat([stored, stored]))
+    with pytest.raises(InputError, match="have the same search, hyperband, seed, runs"):
+        lib.replay.load_replays(table, path, 2)
+
+
 def test_a_training_right_on_a_bound_is_within_it():
     table = fake(700)
     images = 5400 - np.arange(700)  # right out of 6,000: the best 5,400, the 30th after it is 0.005 below

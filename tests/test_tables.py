@@ -40,7 +40,9 @@ KINDS = {  # file: what reads it
     "studies/deep.csv": lambda path: study.load_study("deep", path.parent),
     "grid.csv.gz": lib.anova.load_grid,
     "grid_seeds.csv": lambda path: lib.tables.read_table(path, lib.anova.SEEDED, unique=["number", "seed"]),
-    "grid_replays.csv.gz": lambda path: lib.tables.read_table(path, lib.replay.REPLAYED),
+    "grid_replays.csv.gz": lambda path: lib.tables.read_table(
+        path, lib.replay.REPLAYED, lib.replay._check, lib.replay.KEY
+    ),
     "towards95/ablation.csv": load_table,
     "towards95/final.csv": load_table,
 }
@@ -206,6 +208,8 @@ CELLS = [  # file, column, what stands in row 3, and what the sentence says besi
     ("grid_replays.csv.gz", "hyperband", "0", "hyperband is '0'; allowed: False, True"),
     ("grid_replays.csv.gz", "search", "grid", "search is 'grid'"),
     ("grid_replays.csv.gz", "epochs", "1.5", "epochs is '1.5'"),
+    ("grid_replays.csv.gz", "runs", "0", "runs is 0 and epochs"),
+    ("grid_replays.csv.gz", "epochs", "99999", "epochs 99999; allowed: at least a run"),
 ]
 
 
