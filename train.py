@@ -42,7 +42,7 @@ def _allowed(f):
 
 FLAGS = {  # name: (default, meaning, what is allowed)
     "wandb_project": (PROJECT, "W&B project", PROJECT_NAMES),
-    "wandb_entity": ("the account's own", "W&B user or team", "a name"),
+    "wandb_entity": ("the account's own", "W&B user or team", PROJECT_NAMES),
     **{f.name: (getattr(Config(), f.name), f.metadata["meaning"], _allowed(f)) for f in fields(Config)},
     "wandb_mode": ("$WANDB_MODE, `wandb disabled`, online with a key, or offline", "how W&B logs", ", ".join(MODES)),
     "backend": ("numpy", "what takes the steps; compiled needs Numba (make fast)", ", ".join(BACKENDS)),
@@ -108,6 +108,8 @@ def read_options(given):
     """Return the other flags given, as keywords of train_and_log. Raises InputError if one is not allowed."""
     project = given.get("wandb_project", PROJECT)
     check_project(project)
+    if "wandb_entity" in given:
+        check_project(given["wandb_entity"], "--wandb_entity")
     files = {name: _writable(name, given[name]) for name in ("checkpoint", "save") if name in given}
     if len(files) == 2 and _same_file(*files.values()):
         raise InputError(f"--save and --checkpoint are both {given['save']!r}; allowed: two files")

@@ -177,6 +177,8 @@ def work(argv):
     parser.add_argument("-we", "--wandb_entity")
     given = parser.parse_args(argv)
     check_project(given.wandb_project)
+    if given.wandb_entity is not None:
+        check_project(given.wandb_entity, "--wandb_entity")
     online_mode()
     try:
         return write(given.wandb_entity, given.wandb_project)

@@ -21,7 +21,7 @@ from lib.files import read_npz
 from lib.tables import machine
 
 PROJECT = "CS6910_Assignment_1"
-PROJECT_NAMES = "1 to 128 characters, none of /\\#?%:"
+PROJECT_NAMES = "1 to 128 characters that can be printed, none of /\\#?%:"
 MODES = ("online", "offline", "disabled")
 
 
@@ -91,10 +91,10 @@ def default_mode():
         return "offline"
 
 
-def check_project(name):
-    """Raise InputError if W&B would refuse a project of this name."""
-    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:"):
-        raise InputError(f"--wandb_project is {name!r}; allowed: {PROJECT_NAMES}")
+def check_project(name, flag="--wandb_project"):
+    """Raise InputError if W&B would refuse a project, or a user or team, of this name."""
+    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:") or not name.isprintable():
+        raise InputError(f"{flag} is {name!r}; allowed: {PROJECT_NAMES}")
 
 
 class Log:

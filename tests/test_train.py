@@ -280,6 +280,8 @@ BAD = [  # arguments, and how the sentence begins: the flag, what was given, wha
     (["-beta1", "1.0"], "--beta1 is 1.0; allowed: a number in [0, 1)"),
     (["-beta2", "7"], "--beta2 is 7.0; allowed: a number in [0, 1)"),
     (["-eps", "0"], "--epsilon is 0.0; allowed: a number in [1e-30, "),
+    (["-wp", "p\nq"], r"--wandb_project is 'p\nq'; allowed: 1 to 128 characters that can be printed"),
+    (["-we", "a/b"], "--wandb_entity is 'a/b'; allowed: 1 to 128 characters that can be printed"),
     (["-w_d", "-0.5"], "--weight_decay is -0.5; allowed: a number in [0, "),
     (["-w_d", "inf"], "--weight_decay is 'inf'; allowed: a number in [0, "),
     (["-nhl", "-1"], "--num_layers is -1; allowed: a whole number in [0, "),
