@@ -460,6 +460,13 @@ def test_the_final_networks_are_compared_with_holms_p(stored):
     assert found["continued"][:3] == appendix.continuing(stored)[:3]
 
 
+def test_the_networks_of_digits_are_in_a_table_of_their_own(stored):
+    assert not stored.final.name.str.startswith("mnist-").any()
+    accuracies = results.on_digits(stored, "dense")
+    assert len(accuracies) == 3 and accuracies.min() > 0.99
+    assert len(results.on_digits(stored, "convolutional")) >= 1 and len(results.on_digits(stored, "no")) == 0
+
+
 def test_luck_is_what_the_seed_of_the_selection_is_worth():
     grid = pd.DataFrame({"number": [1, 2, 3], "accuracy": [0.9, 0.8, 0.7]})
     rows = [(1, 0, 0.9), (1, 1, 0.88), (1, 2, 0.86), (2, 0, 0.8), (2, 1, 0.79), (2, 2, 0.79)]
