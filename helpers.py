@@ -201,7 +201,8 @@ class Network:
 
     def check_views(self):
         """Raise InputError if a user has put another array in the place of theta, gradient or a part of them."""
-        if any(part.base is not self.theta for part in self.W + self.b) or self.dW[0].base is not self.gradient:
+        views = ((self.theta, self.W + self.b), (self.gradient, self.dW + self.db))
+        if any(part.base is not whole for whole, parts in views for part in parts):
             raise InputError("theta, gradient, a W or a b is a new array; allowed: numbers put into it, as W[0][:] = 1")
 
     def __reduce__(self):  # a copy's W and b are views into its own theta

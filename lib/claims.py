@@ -110,19 +110,19 @@ def tested(tables):
     gains of a base share one row "nothing", so the error is that of the residuals of measure and seed, pooled over the
     bases: s^2 = sum of squares / sum of (rows - 1) (n - 1), and the standard error of a gain is s sqrt(2 / n).
     """
-    squares, freedom = 0.0, 0
-    for values in tables.values():
+    squares, freedom, found = 0.0, 0, {}
+    for base, values in tables.items():
         n = values.shape[1]
-        residual = values.sub(values.mean(axis=1), axis=0) - values.mean(axis=0) + values.to_numpy().mean()
+        means = values.mean(axis=1)
+        found[base] = pd.DataFrame({"gain": means.drop("nothing") - means["nothing"], "n": n})
+        residual = values.sub(means, axis=0) - values.mean(axis=0) + values.to_numpy().mean()
         squares += (residual**2).to_numpy().sum()
         freedom += (len(values) - 1) * (n - 1)
-    means = {base: values.mean(axis=1) for base, values in tables.items()}
-    table = pd.DataFrame({"gain": pd.concat({base: m.drop("nothing") - m["nothing"] for base, m in means.items()})})
-    error = np.sqrt(2 * squares / freedom / n)
+    table = pd.concat(found)
+    error = np.sqrt(2 * squares / freedom / table.n)
     half = stats.t.ppf(0.975, freedom) * error
     table["low"] = table.gain - half
     table["high"] = table.gain + half
-    table["n"] = n
     table["p"] = 2 * stats.t.sf(np.abs(table.gain) / error, freedom)
     table["holm"] = holm(table.p)
     return table

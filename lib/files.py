@@ -206,6 +206,9 @@ def _lock(lock, wait):
         file.close()
 
 
+WEIGHTS = ("theta", "best_theta", "average")  # which are finite; what an optimiser of one's own remembers may not be
+
+
 def save_checkpoint(path, training, arrays, history):
     """Write where a training stands after an epoch."""
     about = json.dumps({"training": training, "history": history}, allow_nan=False)
@@ -225,8 +228,9 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
         then = {"start": training["start"], **(defaults or {}), **about["training"]}
         history = about["history"]
         _check_history(history)
-    except (ValueError, TypeError, LookupError, RecursionError):
-        raise InputError(f"{path} is not a checkpoint: what it says about itself cannot be read") from None
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        sentence = f"{path} is not a checkpoint: what it says about itself cannot be read ({error})"
+        raise InputError(sentence) from None
     if training["start"] in (zlib.crc32(saved[name]) for name in saved.keys() & {"theta", "best_theta"}):
         training["start"] = then["start"]
     for name, now in json.loads(json.dumps(training)).items():
@@ -244,7 +248,7 @@ def load_checkpoint(path, training, arrays, defaults=None, epochs=math.inf):
         raise InputError(f"{path} has {len(history)} epochs; allowed: at most the {epochs} asked for")
     for name, array in arrays.items():
         check_alike(path, name, array, saved[name])
-        if name in ("theta", "best_theta", "average") and not np.isfinite(saved[name]).all():
+        if name in WEIGHTS and not np.isfinite(saved[name]).all():
             raise InputError(f"{path}: {name} has numbers that are not finite; allowed: finite {array.dtype}")
     for name, array in arrays.items():
         array[...] = saved[name]
@@ -257,9 +261,9 @@ def _check_history(history):
         raise InputError("history is no list of epochs")
     for epoch, row in enumerate(history, 1):
         if row["epoch"] != epoch:
-            raise InputError(f"epoch is {row['epoch']}, and not {epoch}")
-        for name, value in row.items():
-            number(name, value, float, "[0, 1]" if name.endswith("accuracy") else "[0, inf)")
+            raise InputError(f"epoch is {row['epoch']}; allowed: {epoch}")
+        for name, value in row.items():  # a loss of one's own may be negative
+            number(name, value, float, "[0, 1]" if name.endswith("accuracy") else "(-inf, inf)")
         if missing := {*METRICS, "seconds"} - row.keys():
             raise InputError(f"{', '.join(sorted(missing))} is missing")
 

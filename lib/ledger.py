@@ -158,11 +158,17 @@ class Ledger:
         return [trial for trial in trials if trial.state.is_finished()] if finished else trials
 
     def _read(self, connection):
-        try:
+        with self._reading("row"):
             return self._history.read(connection)
+
+    @contextmanager
+    def _reading(self, what):
+        """Raise an InputError that names sweep and storage if what is read there is damaged."""
+        try:
+            yield
         except (ValueError, LookupError, TypeError, AssertionError) as error:
             if not isinstance(error, InputError):
-                error = f"a row is damaged ({error}); allowed: a copy that is whole"
+                error = f"a {what} is damaged ({error}); allowed: a copy that is whole"
             raise InputError(f"{self.name!r} in {self._database.url!r}: {error}") from None
 
     def claim(self):
@@ -307,12 +313,9 @@ class Ledger:
             row = {"number": trial.number, "created": trial.datetime_start, **asdict(self.sweep.config(trial.params))}
             table.append(row | outcome)
         table = pd.DataFrame(table, columns=COLUMNS)
-        try:
+        with self._reading("session"):
             sessions = [value for key, value in self.study.user_attrs.items() if key.startswith("session")]
-            seconds = sum(float(session["seconds"]) for session in sessions)
-        except (ValueError, LookupError, TypeError) as error:
-            sentence = f"a session is damaged ({error}); allowed: a copy that is whole"
-            raise InputError(f"{self.name!r} in {self._database.url!r}: {sentence}") from None
+            seconds = sum(session["seconds"] for session in sessions)
         about = {"definition": self.sweep.definition, "seed": self.seed}
         table.attrs = {**about, "wall_seconds": seconds, "sessions": sessions}
         return table

@@ -30,8 +30,6 @@ REPLAYED = {  # columns of the stored replays
     "hyperband": tables.one_of([False, True], lambda text: {"False": False, "True": True}.get(text)),
     **dict.fromkeys(["seed", "runs", "epochs", "number", "table"], tables.COUNT),
 }
-
-
 KEY = ["search", "hyperband", "seed", "runs", "table"]  # no two rows have the same
 
 

@@ -164,11 +164,24 @@ def test_what_a_checkpoint_says_is_checked_before_it_is_used(change, words, smal
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("part", ["W", "b", "theta", "gradient"])
+def test_a_loss_of_ones_own_may_be_negative_and_is_resumed(small, tiny_config, tmp_path, monkeypatch):
+    def shifted(z, y):
+        loss, delta = helpers.cross_entropy(z, y)
+        return loss - 9, delta
+
+    monkeypatch.setitem(helpers.LOSSES, "shifted", shifted)
+    config = tiny_config(epochs=3, loss="shifted")
+    train(dataclasses.replace(config, epochs=2), small, checkpoint=tmp_path / "c.npz")
+    resumed = train(config, small, checkpoint=tmp_path / "c.npz")
+    assert resumed.history[1]["train_loss"] < 0 and len(resumed.history) == 3
+    np.testing.assert_array_equal(resumed.network.theta, train(config, small).network.theta)
+
+
+@pytest.mark.parametrize("part", ["W", "b", "dW", "db", "theta", "gradient"])
 def test_a_network_whose_parts_are_other_arrays_is_neither_trained_nor_saved(part, small, tiny_config, tmp_path):
     network = Network([784, 8, 10], rng=0)
-    if part in ("W", "b"):
-        getattr(network, part)[0] = getattr(network, part)[0] + 1
+    if part in ("W", "b", "dW", "db"):
+        getattr(network, part)[1] = getattr(network, part)[1] + 1
     else:
         setattr(network, part, getattr(network, part).copy())
     for work in (

@@ -686,11 +686,14 @@ def test_a_training_on_other_images_or_labels_is_refused(change, words, small):
 
 
 def test_stored_probabilities_of_other_images_are_refused(tmp_path):
-    wrong = [np.zeros((2, 10000, 9), np.float16), np.full((2, 10000, 10), np.nan, np.float16)]
-    wrong += [np.full((2, 9, 10), value) for value in (-0.1, 1.5, 1j, 1, True, "x")]
-    for p in wrong:
+    for p in (np.zeros((2, 10000, 9), np.float16), np.full((2, 10000, 10), np.nan, np.float16)):
         write_npz(tmp_path / "dense-0-test.npz", p=p)
-        with pytest.raises(InputError, match="dense-0-test.npz: p is .*; allowed: finite"):
+        with pytest.raises(InputError, match="dense-0-test.npz: p is float16 .*; allowed: finite"):
+            recipes.probabilities("dense-0", tmp_path)
+    for value in (-0.1, 1.5, 1j, 1, True, "x"):
+        p = np.full((2, 9, 10), value)
+        write_npz(tmp_path / "dense-0-test.npz", p=p)
+        with pytest.raises(InputError, match=f"dense-0-test.npz: p is {p.dtype} .*; allowed: finite probabilities"):
             recipes.probabilities("dense-0", tmp_path)
 
 

@@ -23,8 +23,8 @@ CODE = r"(?<!`)(?P<ticks>`++).+?(?<!`)(?P=ticks)(?!`)"
 PLAIN = r"""[^ \t\n*_|(\["“‘$>`]"""
 VALUE = rf"(?P<mark><!--:-->)?(?P<value>(?(mark)(?:(?!<!--).)*?|{PLAIN}*))<!--=(?P<expression>.*?)-->"
 REFERENCE = rf"(?P<text>(?:(?P<kind>Figure|Table)s?[ \n\u00a0])?(?:\d+|\?))<!--@(?P<name>{NAME})-->"
-STRAY = r"<!--\s*[=@#:].{0,30}"
 CAPTION = rf"^\*\*(?P<kind>Figure|Table)(?: (?:\d+|\?))?\.\*\*<!--#(?P<name>{NAME})-->"
+STRAY = r"<!--\s*[=@#:].{0,30}"
 
 
 def replace(pattern, function, text):
