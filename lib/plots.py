@@ -625,9 +625,7 @@ def regrets(regret, within, low=1e-4):
         ax.fill_between(
             rows.columns, rows.loc["q10"], rows.loc["q90"], step="post", color=COLORS[j], alpha=0.2, linewidth=0
         )
-        ax.step(
-            rows.columns, rows.loc["median"], ["-", "--"][j], where="post", color=COLORS[j], label=["random", "TPE"][j]
-        )
+        ax.step(rows.columns, rows.loc["median"], ["-", "--"][j], where="post", color=COLORS[j], label=search)
         ax.set(
             xscale="log",
             yscale="log",
