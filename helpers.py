@@ -224,7 +224,7 @@ class Network:
 
         Keeps a_0 ... a_{L-1} in `self.a` for `backward`; the logits are a new array, and the caller's.
         """
-        x = import_module("lib.families").as_array("x", x)
+        x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.sizes[0]:
             raise InputError(f"x is {x.shape}; allowed: (n, {self.sizes[0]}), an image in each row")
         if len(x) != len(self._ones):
@@ -263,7 +263,7 @@ class Network:
     def objective(self, x, y, loss="cross_entropy", weight_decay=0.0):
         """Return J = L(x, y) + weight_decay/2 sum W^2 and the logits (batch, n_out); leave dJ/dtheta in `gradient`."""
         families = import_module("lib.families")
-        y = families.check_labels("y", y, len(x), self.sizes[-1])
+        x, y = families.examples(x, y, self.sizes[-1])
         number("weight_decay", weight_decay, float, "[0, inf)")
         return self.descend(x, y, families.loss(loss, y, self), weight_decay)
 
@@ -528,7 +528,7 @@ class Config:
 def evaluate(network, x, y, loss="cross_entropy"):
     """Return mean loss and accuracy on images x (n, n_in), labels y (n,). Raises InputError for what does not fit."""
     families = import_module("lib.families")
-    y = families.check_labels("y", y, len(x), network.sizes[-1])
+    x, y = families.examples(x, y, network.sizes[-1])
     loss = families.loss(loss, y, network)
     total, right = 0.0, 0
     for i in range(0, len(x), 1000):

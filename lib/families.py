@@ -77,6 +77,12 @@ def check_labels(name, y, n, n_classes):
     return y
 
 
+def examples(x, y, n_classes):
+    """Return images x (n, ...) and their labels y (n,) as arrays. Raises InputError unless they fit each other."""
+    x = np.atleast_1d(as_array("x", x))
+    return x, check_labels("y", y, len(x), n_classes)
+
+
 def plain(value):
     """Return a number of NumPy's as Python's, which JSON takes; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
@@ -257,7 +263,8 @@ def network_to_train(config, data, network, on_epoch, checkpoint):
         _refuse_unless(fits, f"{name} is {shown(value)}", allowed)
     network = new_network(config, data) if network is None else network
     for name in ("train", "val"):
-        check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(getattr(data, f"x_{name}")), network.sizes[-1])
+        x = as_array(f"x_{name}", getattr(data, f"x_{name}"))
+        check_labels(f"y_{name}", getattr(data, f"y_{name}"), len(x), network.sizes[-1])
     loss(config.loss, data.y_train, network)
     network.check_views()
     return network

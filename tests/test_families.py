@@ -314,10 +314,17 @@ def test_arrays_with_a_mask_or_rows_of_several_lengths_are_refused(make, small):
     for work in (
         lambda: network.predict(np.ma.array(x, mask=x > 3)),
         lambda: helpers.evaluate(network, x, np.ma.array(y, mask=y > 3)),
+        lambda: helpers.evaluate(network, np.ma.array(x, mask=x > 3), y),
+        lambda: network.objective(np.ma.array(x, mask=x > 3), y),
         lambda: dataclasses.replace(small, x_test=np.ma.array(small.x_test)),
         lambda: dataclasses.replace(small, y_train=np.ma.array(small.y_train)),
     ):
         with pytest.raises(InputError, match="^[xy][a-z_]* is a masked array; allowed: an array without a mask$"):
+            work()
+    for work in (lambda: helpers.evaluate(network, None, y), lambda: network.objective(None, y)):
+        with pytest.raises(
+            InputError, match=r"^y is uint8 \(5,\); allowed: a whole number for each image, here \(1,\)$"
+        ):
             work()
     for work in (lambda: network.predict([[1.0, 2.0], [3.0]]), lambda: helpers.evaluate(network, x, [[1], [2, 3]] * 2)):
         with pytest.raises(InputError, match="^[xy] is a list with rows of several lengths; allowed: an array$"):
