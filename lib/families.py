@@ -210,10 +210,11 @@ def make_optimizer(theta, config):
 def check_moves(theta, config):
     """Raise InputError if an optimiser moves no theta at any learning rate, as one that makes a new array.
 
-    It is for a theta that an epoch has not moved: a rate may be too small, and a gradient zero.
+    It is for a theta that an epoch has not moved: a rate may be too small, and a gradient zero. What is tried is another
+    theta, of numbers near 1: from one that has diverged a step of 1 is lost to rounding.
     """
+    theta, g = np.random.default_rng(0).standard_normal((2, len(theta))).astype(theta.dtype)
     moved = theta.copy()
-    g = np.random.default_rng(0).standard_normal(len(theta)).astype(theta.dtype)
     step, _ = make_optimizer(moved, replace(config, learning_rate=1.0))
     for t in range(1, STEPS + 1):
         with np.errstate(all="ignore"):

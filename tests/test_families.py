@@ -197,6 +197,12 @@ def test_the_state_of_a_layer_is_no_step_of_an_optimiser(monkeypatch, small, tin
         train(tiny_config(optimizer="mine"), small, network=network)
 
 
+def test_weights_too_large_for_a_step_of_1_do_not_accuse_the_optimiser(small, tiny_config):
+    """Adam's moments overflow, so that an epoch leaves the weights as they are, and a rounded step of 1 would, too."""
+    config = tiny_config(activation="identity", learning_rate=1e10, optimizer="adam", weight_decay=1e-4)
+    assert "optimizer" not in train(config, small).stopped
+
+
 def every_eighth(theta, config):
     total = np.zeros_like(theta)
 
