@@ -210,8 +210,8 @@ def make_optimizer(theta, config):
 def check_moves(theta, config):
     """Raise InputError if an optimiser moves no theta at any learning rate, as one that makes a new array.
 
-    It is for a theta that an epoch has not moved: a rate may be too small, and a gradient zero. What is tried is another
-    theta, of numbers near 1: from one that has diverged a step of 1 is lost to rounding.
+    It is for a theta that an epoch has not moved: a rate may be too small, and a gradient zero. Another theta is tried,
+    of numbers near 1: from one that has diverged a step of 1 would be lost to rounding.
     """
     theta, g = np.random.default_rng(0).standard_normal((2, len(theta))).astype(theta.dtype)
     moved = theta.copy()
